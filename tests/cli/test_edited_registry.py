@@ -92,7 +92,7 @@ def test_a_listed_table_is_the_applications_own_whoever_is_said_to_have_it(run, 
     assert "not encrypted" in run("verify", exits=1).stdout
     assert ITEMS in run("status", exits=1).stdout
     shown = run("migrate", "finish", "-y", exits=2).stderr
-    assert f"{ITEMS} is registered for other applications only" in shown
+    assert f"{ITEMS} is registered only for other applications" in shown
 
 
 def test_a_row_for_a_table_that_is_not_there_can_be_taken_out(run, store, query):
@@ -103,4 +103,4 @@ def test_a_row_for_a_table_that_is_not_there_can_be_taken_out(run, store, query)
         f"WHERE table_name = '{ITEMS}'"
     )
     shown = run("verify", exits=2).stderr
-    assert "If it was dropped on purpose: DELETE FROM sealed_tables WHERE table_name = 'ghosts'" in shown
+    assert "If it was dropped on purpose, run: DELETE FROM sealed_tables WHERE table_name = 'ghosts'" in shown

@@ -17,7 +17,7 @@ def test_whether_a_kek_may_go_is_said_by_the_exit_code(run, run_json, store, mon
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key,local://other.key")
     first = LocalKmsAdapter("dev.key").uri
     shown = run("kek", "check", first, exits=4).stderr
-    assert "3 live keys do not open without it" in shown
+    assert "without it, 3 keys cannot be opened" in shown
     run("rewrap")
     assert run_json("kek", "check", "local://dev.key")["needed"] == 0
     assert "3 wrappings under it are left" in run("kek", "check", "local://dev.key").stdout

@@ -90,7 +90,7 @@ def test_status_tells_the_next_step_until_nothing_old_is_read_any_more(run, run_
     run("migrate", "begin")
     (step,) = run_json("status")["next"]
     assert step["command"] == "eventseal migrate"
-    assert step["reason"].startswith("30 items are to be migrated from eventsourcing-cbc, eventsourcing-gcm,")
+    assert step["reason"].startswith("30 items must be migrated from eventsourcing-cbc, eventsourcing-gcm,")
     assert run_json("status")["old_formats"][ITEMS] == [
         "eventsourcing-cbc",
         "eventsourcing-gcm",
@@ -111,7 +111,7 @@ def test_of_a_migration_that_stopped_status_tells_how_it_goes_on(run, run_json, 
     query("UPDATE reencryption_jobs SET state = 'running', updated_at = '2020-01-01 00:00:00.000000'")
     (step,) = run_json("status")["next"]
     assert step["command"].startswith("eventseal migrate --resume ")
-    assert step["reason"].startswith("a migration did not end: 30 of 30 items were moved")
+    assert step["reason"].startswith("a migration was interrupted: 30 of 30 items done")
     run(*step["command"].split()[1:])
     assert [step["command"] for step in run_json("status")["next"]] == ["eventseal migrate finish"]
 
@@ -119,7 +119,7 @@ def test_of_a_migration_that_stopped_status_tells_how_it_goes_on(run, run_json, 
 def test_what_is_left_is_counted_and_refused(run, old):
     run("migrate", "begin")
     refused = run("migrate", "finish", exits=4).stderr
-    assert "30 in integer_sequenced_items" in refused
+    assert "30 items in integer_sequenced_items" in refused
 
 
 def test_a_migration_that_is_abandoned_leaves_the_rest_to_no_reader(run, run_json, old):

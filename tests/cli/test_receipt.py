@@ -333,7 +333,7 @@ def test_a_file_that_holds_something_else_is_refused_before_anything_is_done(run
     Path("settings").write_text("no JSON")
     assert "does not hold how far" in run("verify", "--resume", "settings", exits=2).stderr
     Path("settings").write_text('{"state": "of something else"}')
-    assert "no state of a verification" in run("verify", "--resume", "settings", exits=2).stderr
+    assert "is not the state of a verification" in run("verify", "--resume", "settings", exits=2).stderr
     assert Path("settings").read_text() == '{"state": "of something else"}'
     assert "no folder" in run("verify", "--resume", "nowhere/file", exits=2).stderr
     assert "cannot be read" in run("verify", "--resume", ".", exits=2).stderr

@@ -52,7 +52,7 @@ def test_people_are_told_what_needs_which_key(run, old):
 
 def test_a_named_key_that_is_needed_is_refused_with_what_needs_it(run, old, query):
     result = run("retire", "--key", str(old), "--yes", exits=4)
-    assert f"key {old} stays: 3 items of {ITEMS} need it" in result.stderr
+    assert f"key {old} was not destroyed: it is needed by 3 items of {ITEMS}" in result.stderr
     assert destroyed(query) == 0
     result = run("--json", "retire", "--key", str(old), "--yes", exits=4)
     assert json.loads(result.stdout)["left"] == 1

@@ -145,7 +145,7 @@ def test_a_row_that_opens_or_is_not_there_is_refused(run, broken):
 def test_a_missing_key_is_a_refusal_and_exits_with_1_among_others(run, run_json, broken, query):
     query("DELETE FROM key_wrappings WHERE key_id = (SELECT min(key_id) FROM integer_sequenced_items)")
     place = ("--table", ITEMS, "--sequence", broken, "--position", "3")
-    assert "its key is not there" in run("set-aside", *place, *REASON, "--yes", exits=4).stderr
+    assert "its key cannot be used" in run("set-aside", *place, *REASON, "--yes", exits=4).stderr
     result = run_json("set-aside", *EVERY, "--yes", exits=1)
     assert (result["done"], result["failed"]) == (2, 2)  # two are of no length that an envelope has
 

@@ -94,7 +94,7 @@ def test_items_under_an_old_key_are_worth_reencrypting(run_json, store):
     rotate()
     (step,) = run_json("status")["next"]
     assert step["command"] == "eventseal reencrypt"
-    assert step["reason"].startswith("3 items are under 1 keys")
+    assert step["reason"].startswith("3 items under 1 deactivated key ")
 
 
 def test_an_old_key_is_worth_retiring_a_refresh_interval_after_it_was_deactivated(

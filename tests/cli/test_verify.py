@@ -61,7 +61,7 @@ def test_an_edited_store_key_exits_with_1(run, store, query):
 def test_the_wrong_application_is_told_by_name(run, store, query, monkeypatch):
     store(2)
     monkeypatch.setenv("EVENTSEAL_APPLICATION", "other")
-    assert "there are tables of shop" in run("verify", exits=2).stderr
+    assert "These applications have tables: shop" in run("verify", exits=2).stderr
     query("UPDATE sealed_tables SET application = ''")
     shown = run("verify", exits=2).stderr
     assert "'shop'" in shown

@@ -137,7 +137,7 @@ def test_a_ledger_that_cannot_be_read_is_a_finding_of_the_ledger(shop):
 
 def test_jobs_that_cannot_be_read_are_a_finding_of_the_jobs(sql):
     sql("ALTER TABLE reencryption_jobs RENAME COLUMN total TO other")
-    assert the_one("reading how far jobs are").area == "jobs"
+    assert the_one("reading the progress of jobs").area == "jobs"
 
 
 def test_nothing_is_changed(append, sql, shop):

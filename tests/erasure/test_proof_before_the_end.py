@@ -161,7 +161,7 @@ def test_no_kek_ends_that_a_key_needs_whose_row_was_hidden_and_wrapping_lost(
     result = roll_epoch(moving.seal, to=new)
     assert (result.complete, result.failed, result.keks, result.receipt) == (False, 1, (), None)
     assert [failure.key_id for failure in result.failures] == [lost]
-    with pytest.raises(JobError, match=f"1 live keys do not open without it. The first: key {lost}"):
+    with pytest.raises(JobError, match=f"without it, 1 key cannot be opened. The first error: key {lost}"):
         refuse_needed_kek(moving.seal, old.uri)
 
 
@@ -288,11 +288,11 @@ def test_a_kek_may_not_go_because_of_wrappings_that_only_say_they_open(moving, o
     key_id = moving.key(SCOPES[0])
     moving.lose(key_id, new.uri)
     moving.forge(key_id, new.uri)
-    with pytest.raises(JobError, match="1 live key") as refused:
+    with pytest.raises(JobError, match="1 key cannot be opened") as refused:
         refuse_needed_kek(moving.seal, old.uri)
     assert str(key_id) in str(refused.value)
     moving.lose(key_id, old.uri)  # and not because the row that needs it is gone, either
-    with pytest.raises(JobError, match="1 live key"):
+    with pytest.raises(JobError, match="1 key cannot be opened"):
         refuse_needed_kek(moving.seal, old.uri)
 
 
@@ -302,7 +302,7 @@ def test_a_kek_may_not_go_that_a_key_needs_which_only_says_it_was_destroyed(movi
     moving.execute(delete(key_wrappings).where(key_wrappings.c.key_id == key_id))
     forged = {"state": KeyState.DESTROYED, "destroyed_by": "retired", "active_scope": None}
     moving.execute(update(encryption_keys).where(encryption_keys.c.key_id == key_id).values(**forged))
-    with pytest.raises(JobError, match="1 live key"):
+    with pytest.raises(JobError, match="1 key cannot be opened"):
         refuse_needed_kek(moving.seal, old.uri)
 
 

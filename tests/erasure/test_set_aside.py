@@ -205,7 +205,7 @@ def test_a_row_that_was_set_aside_and_is_no_longer_what_it_was_is_a_failure(dama
         damaged.delete(0)
         (failure,) = verify(damaged.seal, sample=sample).failures
         assert failure.row["sequence_id"] == str(damaged.items[0].sequence_id)
-        assert "is gone" in failure.message
+        assert "is missing" in failure.message
         assert verify(damaged.seal, tables=[ITEMS]).failed == 1
         assert verify(damaged.seal, tables=["snapshots"]).failed == 0
         return
@@ -230,7 +230,7 @@ def test_a_row_that_opens_again_is_a_failure_until_it_is_withdrawn(damaged) -> N
     result = verify(damaged.seal)
     assert dict(result.by_table[ITEMS])["done"] == 5
     (failure,) = result.failures
-    assert "set aside by entry 2 of the ledger, and was changed since" in failure.message
+    assert "the row has changed since. Entry 2 of the ledger set it aside" in failure.message
     place = f"--table {ITEMS} --sequence {damaged.items[0].sequence_id} --position 0"
     assert f"eventseal set-aside --undo {place}" in failure.remedy
     withdraw(damaged.seal, said)
@@ -289,7 +289,7 @@ def test_a_row_whose_key_is_missing_is_refused(damaged) -> None:
         for table in ("key_wrappings", "encryption_keys"):
             connection.execute(text(f"DELETE FROM {table} WHERE key_id = :key"), {"key": key_id})
     damaged.shop.restart()
-    with pytest.raises(JobError, match="its key is not there"):
+    with pytest.raises(JobError, match="its key cannot be used"):
         damaged_row(damaged.seal, ITEMS, str(damaged.items[0].sequence_id), "0")
     found = damaged_rows(damaged.seal, ITEMS)
     assert (len(found.rows), len(found.refused)) == (0, 5)
@@ -304,7 +304,7 @@ def test_a_row_whose_keys_row_was_edited_is_refused(damaged) -> None:
             {"no": b"no wrapping", "key": damaged.raw(damaged.items[0].key_id)},
         )
     damaged.shop.restart()
-    with pytest.raises(JobError, match="its key is not there"):
+    with pytest.raises(JobError, match="its key cannot be used"):
         damaged_row(damaged.seal, ITEMS, str(damaged.items[0].sequence_id), "0")
 
 
@@ -324,7 +324,7 @@ def test_a_kek_that_is_not_configured_is_a_refusal(sqlite_url, tmp_path) -> None
                 {"uri": second.uri, "key": key_id.bytes},
             )
     with EventSeal(settings, kms=second) as seal:
-        with pytest.raises(JobError, match="its key is not there") as refused:
+        with pytest.raises(JobError, match="its key cannot be used") as refused:
             damaged_row(seal, ITEMS, str(UUID(int=7)), "0")
         assert "Add the KEK" in refused.value.remedy
 

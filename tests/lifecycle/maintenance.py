@@ -147,7 +147,7 @@ class RotateKeys(Operation):
 
     def excuses(self, world: World, client: Client, outcome: Outcome, error: EventSealError) -> bool:
         if isinstance(error, ConfigurationError) and self.scopes is not None:
-            return "was ever made" in str(error)
+            return "never had a key" in str(error)
         return isinstance(error, KeyDestroyedError) and error.destroyed_by == "shredded"
 
     def judge(self, world: World, client: Client, outcome: Outcome) -> None:

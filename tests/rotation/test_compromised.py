@@ -109,7 +109,7 @@ def test_a_row_of_unreadable_bytes_under_a_marked_key_is_reported(shop):
     result = reencrypt(shop.seal)
     assert result.done == (0 if shop.url.startswith("sqlite") else 1)
     missing, *damaged = result.failures  # they name no key any more, and are missing below the mark
-    assert f"0 items of {ITEMS} are left" in missing.message
+    assert f"{ITEMS} holds 0 items of those" in missing.message
     assert len(damaged) == 2 - result.done
     with pytest.raises(IntegrityError, match=f"{2 - result.done} items? of {ITEMS}"):
         retire(shop.seal)
@@ -213,7 +213,7 @@ def test_items_that_went_below_the_mark_show_as_a_miscount(shop):
     assert (result.complete, result.done, result.failed) == (True, 4, 1)
     (failure,) = result.failures
     assert failure.row == {"key_id": str(bad)}
-    assert "there should be 1" in failure.message
+    assert "It should hold 1" in failure.message
     assert failure.remedy.endswith(f"--compromised --key {bad}")
 
 

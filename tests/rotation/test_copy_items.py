@@ -113,7 +113,7 @@ def test_times_are_copied_to_the_microsecond(shop, source):
     assert copy_items(shop.seal, **into).done == 0
     strategy = SQLAlchemyActiveRecordStrategy(TimestampSequencedItemRecord, shop.seal.datastore.session)
     assert [item.position for item in strategy.get_items(stream)] == [Decimal(each) for each in times]
-    with pytest.raises(ConfigurationError, match=r"fits into integer_sequenced_items: .* not a whole number"):
+    with pytest.raises(ConfigurationError, match=r"fits integer_sequenced_items: .* not a whole number"):
         copy_items(shop.seal, source=source.settings, table="old_times", into=ITEMS)
 
 

@@ -61,9 +61,9 @@ def test_a_row_of_which_only_the_key_id_was_edited_is_sound(shop, key_id) -> Non
     shop.edit(item, key_id=key_id)
     assert verify(shop.seal).failed == 1
     refused = only_refusal(damaged_rows(shop.seal, ITEMS))
-    assert "only the key id beside it was edited" in refused.message
-    assert refused.remedy == "Run `eventseal repair`, which puts the key id right."
-    with pytest.raises(JobError, match="only the key id"):
+    assert "only its key id column was edited" in refused.message
+    assert refused.remedy == "To correct the key id, run `eventseal repair`."
+    with pytest.raises(JobError, match="only its key id"):
         damaged_row(shop.seal, ITEMS, str(item.sequence_id), "0")
 
 
@@ -78,7 +78,7 @@ def test_so_is_one_that_is_bound_to_the_former_collection_of_its_table(shop) -> 
     sealed = again.seal.cipher.encrypt(b"{}", ItemContext(*place, "items"))
     again.strategy(record=TimestampSequencedItemRecord).append([SequencedItem(*place, sealed, None)])
     assert verify(again.seal).failed == 1
-    assert "only the key id" in only_refusal(damaged_rows(again.seal, TIMES)).message
+    assert "only its key id" in only_refusal(damaged_rows(again.seal, TIMES)).message
 
 
 # --- fields inside of an item ---
@@ -109,7 +109,7 @@ def test_an_item_with_a_field_whose_key_was_edited_is_refused(holder, change) ->
         assert connection.execute(text(change), {"other": b"no wrapping"}).rowcount
     again = shop.again(**settings)
     assert verify(again.seal).by_table[ITEMS]["failed"] == 1
-    assert "its key is not there" in only_refusal(damaged_rows(again.seal, ITEMS)).message
+    assert "its key cannot be used" in only_refusal(damaged_rows(again.seal, ITEMS)).message
 
 
 def test_only_an_item_that_is_not_encrypted_may_have_a_damaged_field(holder) -> None:
@@ -130,7 +130,7 @@ def test_only_an_item_that_is_not_encrypted_may_have_a_damaged_field(holder) -> 
     if is_plain:
         assert (len(found.rows), found.refused) == (1, ())
     else:
-        assert "all that is inside it is as it was written" in only_refusal(found).message
+        assert "its contents are as they were written" in only_refusal(found).message
 
 
 # --- a header that names a key that is not there ---
@@ -141,7 +141,7 @@ def test_a_row_of_a_key_that_is_not_there_is_refused_and_stops_no_retire(shop) -
     item, _ = shop.append(2)
     other = uuid4()
     shop.edit(item, data=item.data[:3] + other.bytes + item.data[19:], key_id=other)
-    assert "its key is not there" in only_refusal(damaged_rows(shop.seal, ITEMS)).message
+    assert "its key cannot be used" in only_refusal(damaged_rows(shop.seal, ITEMS)).message
     rotate_keys(shop.seal)
     with shop.seal.datastore.key_engine.begin() as connection:
         connection.execute(text("UPDATE key_changes SET refresh_interval = 0"))
@@ -187,7 +187,7 @@ def test_with_its_key_a_damaged_row_is_told_from_older_items(old_shop) -> None:
 @pytest.mark.parametrize(
     ("formats", "key", "said"),
     [
-        ((), OLD_KEY, "no older format is named"),
+        ((), OLD_KEY, "no older format is configured"),
         (["plain-json"], OLD_KEY, "accepts eventsourcing-cbc, which old_formats does not name"),
         (CBC, WRONG_KEY, "opens nothing"),
     ],

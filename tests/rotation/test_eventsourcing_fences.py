@@ -53,7 +53,7 @@ def test_a_key_is_not_retired_while_a_transaction_that_wrote_under_it_is_open(li
     reencrypt(others)
     with long_append(library, events), pytest.raises(StoreUnavailableError):
         retire(others, keys=[old])
-    with pytest.raises(JobError, match=f"2 items of {EVENTS} need it"):
+    with pytest.raises(JobError, match=f"it is needed by 2 items of {EVENTS}"):
         retire(others, keys=[old])
     reencrypt(others)
     assert retire(others, keys=[old]).done == 1
@@ -317,5 +317,5 @@ def test_an_envelope_of_a_later_release_is_fenced_and_counted(library):
     reencrypt(library.seal)
     later = bytes((1, 0x11, 15)) + key.bytes + bytes(40)
     library.events.insert_events([StoredEvent(uuid4(), 1, TOPIC, later)])
-    with pytest.raises(JobError, match=f"1 items of {EVENTS}"):
+    with pytest.raises(JobError, match=f"1 item of {EVENTS}"):
         retire(library.seal, keys=[key])

@@ -34,7 +34,7 @@ def test_a_whole_rotation_of_their_tables(library):
     old = library.active_key()
     rotate_keys(library.seal)
     new = library.active_key()
-    with pytest.raises(JobError, match="7 items of stored_events, 1 items of stored_snapshots"):
+    with pytest.raises(JobError, match="7 items of stored_events, 1 item of stored_snapshots"):
         retire(library.seal, keys=[old])
 
     moved = reencrypt(library.seal)
@@ -282,7 +282,7 @@ def test_a_table_of_theirs_that_nobody_named_stops_the_verbs(library, verb):
         f"(originator_id TEXT, originator_version BIGINT, topic TEXT, state {binary})"
     )
     with pytest.raises(
-        ConfigurationError, match=f"with the columns of the eventsourcing library: {forgotten}"
+        ConfigurationError, match=f"of the eventsourcing library are not registered: {forgotten}"
     ):
         verb(library.seal)
     with library.open(unsealed_tables=[forgotten]) as told:

@@ -54,7 +54,7 @@ def test_what_the_application_has_sealed_says_that_the_setting_is_wrong(begun, t
 
 def test_digits_that_are_said_to_be_text_are_not_sealed_before_the_application_has_shown_it(begun):
     library = begun("text", sealed=None)
-    with pytest.raises(ConfigurationError, match="look like UUIDs, and originator_id_type says text"):
+    with pytest.raises(ConfigurationError, match="look like UUIDs, but originator_id_type is text"):
         migrate(library.seal)
     assert library.execute(f"SELECT state FROM {EVENTS}") == [(PLAIN,)]
 

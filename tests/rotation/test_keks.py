@@ -72,13 +72,13 @@ def test_a_store_without_keys_has_nothing_to_report(under, kek) -> None:
     assert uses(under(kek)) == []
     with pytest.raises(ConfigurationError) as caught:
         refuse_needed_kek(under(kek).seal, "nothing://x")
-    assert "there are no keys" in caught.value.remedy
+    assert "No key is wrapped yet" in caught.value.remedy
 
 
 def test_a_kek_that_opens_keys_nothing_else_opens_may_not_go(under, kek) -> None:
     fill(under(kek))
     shop = under(kek)
-    with pytest.raises(JobError, match="5 live keys") as caught:
+    with pytest.raises(JobError, match="5 keys cannot be opened") as caught:
         refuse_needed_kek(shop.seal, "fake://kek")
     assert "eventseal rewrap" in caught.value.remedy
     assert caught.value.keys == 5
@@ -96,7 +96,7 @@ def test_a_kek_may_go_if_every_key_is_seen_to_open_without_it(under, kek) -> Non
         "DELETE FROM key_wrappings WHERE kek_uri = 'fake://kek' AND key_id = ("
         "SELECT key_id FROM encryption_keys WHERE purpose = 'data' ORDER BY key_id LIMIT 1)"
     )
-    with pytest.raises(JobError, match="1 live key"):
+    with pytest.raises(JobError, match="1 key cannot be opened"):
         refuse_needed_kek(shop.seal, "fake://old")
     assert refuse_needed_kek(shop.seal, "fake://kek") == 4
 
@@ -126,13 +126,13 @@ def test_a_version_may_go_once_a_newer_one_was_opened(under, kek) -> None:
     shop = under(kek)
     rewrap(shop.seal)
     kek.forbidden.add("2")
-    with pytest.raises(JobError, match="version 1 of fake://kek is needed: 5 live keys"):
+    with pytest.raises(JobError, match="version 1 of fake://kek is needed: without it, 5 keys"):
         refuse_needed_kek(shop.seal, "fake://kek", "1")
     kek.forbidden.clear()
     assert refuse_needed_kek(shop.seal, "fake://kek", "1") == 5
     assert opened(under(kek), key_ids)
     rewrap(shop.seal)
-    with pytest.raises(JobError, match="5 live keys"):
+    with pytest.raises(JobError, match="5 keys cannot be opened"):
         refuse_needed_kek(shop.seal, "fake://kek", "2")
 
 
@@ -182,7 +182,7 @@ def test_a_kek_is_known_by_its_configured_name_and_by_its_stored_one(under, tmp_
     fill(under(local))
     shop = under(local)
     for name in (local.uri, f"local://{path}"):
-        with pytest.raises(JobError, match="5 live keys"):
+        with pytest.raises(JobError, match="5 keys cannot be opened"):
             refuse_needed_kek(shop.seal, name)
     other = tmp_path / "other.key"
     LocalKmsAdapter.create(other)
@@ -195,7 +195,7 @@ def test_a_kek_is_known_by_its_configured_name_and_by_its_stored_one(under, tmp_
 def test_what_names_no_kek_is_refused_with_those_in_use(under, kek) -> None:
     fill(under(kek))
     for name in ("fake://", "kek", "local:///no/such/file", "nothing://x"):
-        with pytest.raises(ConfigurationError, match="names no KEK") as caught:
+        with pytest.raises(ConfigurationError, match="it is not the name of a KMS key") as caught:
             refuse_needed_kek(under(kek).seal, name)
         assert "fake://kek" in caught.value.remedy
 
@@ -212,9 +212,10 @@ def test_under_aws_a_bare_arn_and_an_alias_name_the_key(under, monkeypatch) -> N
     with aws.serve() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", url)
         for name in (key, key.removeprefix("aws-kms://"), arn):
-            with pytest.raises(JobError, match="5 live keys"):
+            with pytest.raises(JobError, match="5 keys cannot be opened"):
                 refuse_needed_kek(shop.seal, name)
-    with pytest.raises(JobError, match="5 live keys"):  # by the configured adapter, with its own client
+    # By the configured adapter, with its own client.
+    with pytest.raises(JobError, match="5 keys cannot be opened"):
         refuse_needed_kek(shop.seal, shop.seal.keyring.keks[0].uri)
     assert key.startswith("aws-kms://arn:aws:kms:")
 
@@ -226,5 +227,5 @@ def test_a_key_file_that_is_gone_is_asked_for_by_the_name_that_the_tables_had(un
     with pytest.raises(ConfigurationError, match="it is not configured"):
         refuse_needed_kek(shop.seal, gone)
     for name in (gone.upper().replace("LOCAL", "local"), gone.replace("-824d-", "-424d-")):
-        with pytest.raises(ConfigurationError, match="names no KEK"):
+        with pytest.raises(ConfigurationError, match="it is not the name of a KMS key"):
             refuse_needed_kek(shop.seal, name)

@@ -318,7 +318,7 @@ def test_what_an_old_process_writes_after_the_end_is_refused_and_named(newest, s
         list(school.events.get(UUID(expected["id"])))
     checked = verify(newest)
     assert (checked.failed, checked.failures[0].row["position"]) == (1, "1")
-    with pytest.raises(JobError, match=f"1 in {tables_of(newest_url)[0]}"):
+    with pytest.raises(JobError, match=f"1 item in {tables_of(newest_url)[0]}"):
         finish_migration(newest)
 
 

@@ -251,7 +251,7 @@ def test_a_function_whose_module_fails_is_an_error_of_the_option(tmp_path, monke
         function_named(f"{name}:scope")
     assert "hunter2" not in str(refused.value)
     for missing in (f"{__name__}:nothing", "no_colon", "a-b:c", ":f"):
-        with pytest.raises(ConfigurationError, match="there is no function"):
+        with pytest.raises(ConfigurationError, match=r"the function .* does not exist"):
             function_named(missing)
 
 
@@ -311,7 +311,7 @@ def test_a_name_that_is_none_is_not_put_into_a_command(stopped):
 
 def test_without_a_function_no_second_job_is_begun_beside_one_that_has_it(stopped):
     shop, job_id = stopped
-    with pytest.raises(ConfigurationError, match=f"job {job_id} was begun with another rule"):
+    with pytest.raises(ConfigurationError, match=f"job {job_id} began with another rule"):
         migrate(shop.seal)
     assert [job.job_id for job in list_jobs(shop.seal)] == [job_id]
     assert migrate(shop.seal, key_scope=tenant_of).job_id == job_id

@@ -270,7 +270,7 @@ def test_fields_inside_items_in_plain_keep_the_table_from_being_moved(sqlite_sho
     assert read_again(sqlite_shop, events, always_encrypt=False) == events
     result = move(sqlite_shop.again(always_encrypt=False))
     assert (result.done, result.failed) == (0, 6)
-    assert "are bound to 'items' still" in result.failures[0].message
+    assert "are still bound to 'items'" in result.failures[0].message
     assert collection_of(sqlite_shop) == OLD
 
 

@@ -271,7 +271,7 @@ def test_a_scope_without_an_active_key_is_skipped_and_reported_and_gets_none(sho
     assert result.by_table[ITEMS]["skipped"] == 3
     (failure,) = result.failures
     assert "no active key" in failure.message
-    assert "Rotate the scope" in failure.remedy
+    assert "rotate the scope" in failure.remedy
 
 
 @pytest.mark.slow
@@ -420,7 +420,7 @@ def test_wrong_arguments_are_refused(sqlite_shop, arguments, said):
 
 def test_the_active_key_is_no_source(sqlite_shop):
     sqlite_shop.append(1)
-    with pytest.raises(ConfigurationError, match="is the active one of scope 'application'"):
+    with pytest.raises(ConfigurationError, match="is the active key of scope 'application'"):
         reencrypt(sqlite_shop.seal, keys=[active(sqlite_shop)])
 
 

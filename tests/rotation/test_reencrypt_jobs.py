@@ -217,7 +217,7 @@ def test_a_job_that_another_release_keeps_otherwise_is_refused_and_a_new_one_fin
     (job,) = list_jobs(shop.seal)
     with pytest.raises(JobError, match=rf"release 0\.0\.{layout}") as caught:
         reencrypt(shop.seal, resume=job.job_id)
-    assert "begins a new job" in caught.value.remedy
+    assert "starts a new job" in caught.value.remedy
     result = reencrypt(shop.seal)
     assert (result.complete, result.done) == (True, 350)
     assert result.job_id != job.job_id
@@ -498,7 +498,10 @@ def test_processes_open_the_store_themselves(open_shop, store_url, kms, tmp_path
 
 
 def test_processes_without_a_way_to_open_the_store_are_refused(sqlite_shop):
-    with ProcessPoolExecutor(1) as executor, pytest.raises(ConfigurationError, match="no key travels"):
+    with (
+        ProcessPoolExecutor(1) as executor,
+        pytest.raises(ConfigurationError, match="keys never leave their process"),
+    ):
         reencrypt(sqlite_shop.seal, executor=executor)
 
 

@@ -91,5 +91,5 @@ def test_a_sound_row_of_a_key_that_is_not_there_is_refused_wherever_its_id_is(
     where = f"UPDATE {EVENTS} SET state = :state"
     library.execute(where, state=state)
     assert verify(library.seal).failures[0].error == KeyNotFoundError.__name__
-    with pytest.raises(JobError, match="its key is not there"):
+    with pytest.raises(JobError, match="its key cannot be used"):
         damaged_row(library.seal, EVENTS, str(event.originator_id), str(event.originator_version))

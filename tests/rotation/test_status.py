@@ -69,8 +69,9 @@ def test_compromised_items_come_first_although_more_keys_were_replaced_than_are_
         shop.seal.keyring.rotate(scope)
     shop.seal.keyring.rotate("tenant:c", compromised=True)
     first, second, *_ = read(shop).next_steps
-    assert (first.command, first.reason) == ("eventseal reencrypt", "2 items are under compromised keys")
-    assert second.reason == "4 items are under keys that seal no more"
+    assert first.command == "eventseal reencrypt"
+    assert first.reason == "2 items under compromised keys must be re-encrypted"
+    assert second.reason == "4 items under deactivated keys can be re-encrypted"
 
 
 def test_a_retire_is_worth_running_an_interval_after_the_key_was_deactivated(shop):
@@ -87,9 +88,10 @@ def test_of_more_keys_than_are_listed_it_says_that_there_are_more(shop, monkeypa
     for scope in ("tenant:a", "tenant:b"):
         shop.seal.keyring.rotate(scope)
         shop.seal.keyring.rotate(scope)
-    assert read(shop).next_steps[-1].reason == "2 keys seal no more, and nothing needs them"
+    needless = "deactivated or compromised keys that nothing needs"
+    assert read(shop).next_steps[-1].reason == f"`eventseal retire` can destroy 2 {needless}"
     shop.seal.keyring.rotate("tenant:a")
-    assert read(shop).next_steps[-1].reason == "2 or more keys seal no more, and nothing needs them"
+    assert read(shop).next_steps[-1].reason == f"`eventseal retire` can destroy 2 or more {needless}"
 
 
 def test_a_last_look_of_a_job_is_worth_running_when_all_have_noticed_the_new_keys(shop):
@@ -99,7 +101,7 @@ def test_a_last_look_of_a_job_is_worth_running_when_all_have_noticed_the_new_key
     step = read(shop).next_steps[0]
     assert step.command.startswith("eventseal reencrypt --resume ")
     assert step.after == settles
-    assert step.reason.startswith("a re-encryption has moved all 3 items")
+    assert step.reason.startswith("a re-encryption is done with 3 items")
     shop.execute("UPDATE key_changes SET refresh_interval = 0")
     assert read(shop).next_steps[0].after is None
 
@@ -124,7 +126,7 @@ def test_keys_that_a_move_between_keks_has_not_reached_are_worth_a_rewrap(open_s
         both.keyring.prepare(["tenant:a"])
         (step,) = read(shop).next_steps
         assert step.command == "eventseal rewrap"
-        assert step.reason.endswith(f"KEKs in use: {new.uri}, {old.uri}")
+        assert step.reason.endswith(f"KMS keys in use: {new.uri}, {old.uri}")
         rewrap(both)
         assert read(shop).next_steps == ()
 

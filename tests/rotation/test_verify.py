@@ -398,7 +398,7 @@ def test_items_of_another_application_in_its_own_table_are_failures(shop):
 def test_the_wrong_application_opens_nothing_of_the_first(shop):
     shop.append(2)
     other = shop.again(application="shop2")
-    with pytest.raises(ConfigurationError, match=r"no table is registered for application shop2.* of shop"):
+    with pytest.raises(ConfigurationError, match=r"is registered for application shop2\..*tables: shop"):
         verify(other.seal)
     other.seal.datastore.setup_tables()
     with pytest.raises(WrongApplicationError, match="shop2") as caught:

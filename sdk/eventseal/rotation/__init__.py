@@ -1,4 +1,4 @@
-"""The maintenance verbs over a store of sealed items, and the one type of their results."""
+"""The maintenance verbs for a store of sealed items, and their results."""
 
 from eventseal.rotation.copying import copy_items
 from eventseal.rotation.jobs.jobs import list_jobs, pause_job

@@ -1,4 +1,4 @@
-"""Copy: items of tables that another library made, sealed into a table of the store's own."""
+"""Copy items from another library's tables, sealed, into the store's own table."""
 
 from __future__ import annotations
 
@@ -51,10 +51,14 @@ if TYPE_CHECKING:
     from eventseal.storage.foreign_tables import OldRow
 
 ATTEMPTS = 8
-"""How often a batch is sealed anew because keys changed, or another copier wrote some of it."""
+"""
+The most attempts to write a batch.
+
+It is repeated if keys changed, or if another copier wrote a part of it.
+"""
 
 MOST_IN_A_BATCH = 5000
-"""So many places a query can name."""
+"""The most places that one query can name."""
 
 _SAMPLE = 1000
 
@@ -73,35 +77,37 @@ def copy_items(
     progress: Callable[[JobResult], None] | None = None,
 ) -> JobResult:
     """
-    Copy items of the eventsourcing library's releases 1 to 7 into a table of the store's own, sealed.
+    Copy and seal items of the eventsourcing library's releases 1 to 7.
 
-    The old table is only read. Topics stay what they are: ``register_alias`` says what they are today. JSON
-    is written as the store's own transcoder reads it. It may be interrupted anywhere: run again, it copies
-    what is not there yet, also what the old application has written meanwhile.
+    It reads the old table and writes to a table of the store. Topics stay the same: ``register_alias`` maps
+    them to today's classes. JSON is written in the form that the store's transcoder reads. If it is
+    interrupted, run it again: it copies the items that are missing. This includes items that the old
+    application has written meanwhile.
 
     Args:
-        store: With ``accepted_formats``, as an ``EventSeal`` has them.
+        store: A store with ``accepted_formats``, like an ``EventSeal``.
         source: The database of the old table.
-        table: The old one, with its schema before a dot if that is not the default one.
-        into: The new one: of a record class that the store lists.
-        columns: By role (``sequence_id``, ``position``, ``topic``, ``data``), what the old one calls them.
-        only: Copies rows alone that have these values, by column.
-        key_scope: Whose keys seal the items: a scope, or a function of an item's place and its JSON.
-        batch: Items in a transaction at most, from 1 to 5,000.
+        table: The old table, with its schema and a dot if it is not in the default schema.
+        into: The new table, which belongs to a record class of the store.
+        columns: The old names of the columns, by role: ``sequence_id``, ``position``, ``topic``, ``data``.
+        only: Copies only rows with these values, by column.
+        key_scope: The scope whose keys seal the items, or a function of an item's place and its JSON.
+        batch: The most items in one transaction, from 1 to 5,000.
         dry_run: Whether only to count, and to open a sample.
-        progress: Called after each batch with what was done so far.
+        progress: Called after each batch with the progress so far.
 
     Returns:
-        ``done`` items were copied; ``failed`` ones do not open, or have no place in the new table; ``left``
-        are to be copied still. ``complete`` says that each row was there already, was copied, or failed.
+        The result's ``done`` counts the copied items. Its ``failed`` counts the items that do not open, or
+        have no place in the new table. Its ``left`` counts the items still to copy. It is ``complete`` if
+        each row existed already, was copied, or failed.
 
     Raises:
-        ConfigurationError: An argument or a key is wrong; nothing was written.
-        KmsError: The KMS refused or failed; run it again.
-        StoreError: A database refused or failed; run it again.
+        ConfigurationError: An argument or a key is wrong. Nothing was written.
+        KmsError: The KMS refused or failed. Run it again.
+        StoreError: A database refused or failed. Run it again.
     """
     if not 1 <= batch <= MOST_IN_A_BATCH:
-        raise ConfigurationError(f"batch is {batch}; it must be from 1 to {MOST_IN_A_BATCH:,}")
+        raise ConfigurationError(f"batch is {batch}. It must be from 1 to {MOST_IN_A_BATCH:,}")
     if isinstance(key_scope, str):
         checked_scope(key_scope)
     record = _record_class(store.datastore, into)
@@ -121,7 +127,7 @@ def copy_items(
 
 
 class _Copying(Run):
-    """One run: what it has counted so far."""
+    """One run of a copy: its counts so far."""
 
     def __init__(
         self,
@@ -176,14 +182,14 @@ class _Copying(Run):
                     self._refused.append((row, error))
         if unfit is not None and not opened and not refused:
             raise ConfigurationError(
-                f"no item of {self._old.name} fits into {self._columns.table}: {unfit}. Nothing was written",
+                f"no item of {self._old.name} fits {self._columns.table}: {unfit}. Nothing was written",
                 remedy=unfit.remedy,
             )
         self._sampled = {"sampled": len(rows), **opened}
         refuse_wrong_keys([Sample(self._columns.table.fullname, len(rows), opened, refused)], self._accepted)
 
     def counted(self) -> JobResult:
-        """Say what would be done."""
+        """Return the number of items to copy, and the sample's failures."""
         self._counts.update(self._sampled)
         for row, error in self._refused:
             self._refuse(row, error)
@@ -191,7 +197,7 @@ class _Copying(Run):
         return self.result(complete=True)
 
     def copy(self, batch: int) -> JobResult:
-        """Copy page by page."""
+        """Copy the table page by page."""
         self.left = self.expected
         for page in pages_behind(partial(self._page, limit=batch), batch):
             self._copy(page)
@@ -232,21 +238,21 @@ class _Copying(Run):
                 self._counts["there"] += len(opened) - len(missing)
                 return
         raise StoreUnavailableError(
-            f"a batch of {self._old.name} met others {ATTEMPTS} times",
-            remedy="Run the same command again; it copies what is not there yet.",
+            f"{ATTEMPTS} attempts to write a batch of {self._old.name} met concurrent writes or changed keys",
+            remedy="Run the same command again. It copies the items that are missing.",
         )
 
     def _opened(self, row: OldRow) -> tuple[bytes, ItemContext, str]:
-        """Give a row's JSON, its new place and its format."""
+        """Return a row's JSON, its new place and its format."""
         topic = row.topic
         if not isinstance(topic, str):
-            raise SerializationError("an item's topic is text")
+            raise SerializationError("an item's topic must be text")
         sequence_id, position = self._id_of(row.sequence_id), self._position_of(row.position)
         context = ItemContext(sequence_id, position, topic, self._columns.collection)
-        self._binder.bind(context)  # a row that has no place in the new table does not stop the others
+        self._binder.bind(context)  # a row without a place in the new table must not stop the others
         data = row.data.encode(errors="surrogateescape") if isinstance(row.data, str) else row.data
         if not isinstance(data, bytes):
-            raise SerializationError(f"an item's data are text or bytes, not {type(data).__name__}")
+            raise SerializationError(f"an item's data must be text or bytes, not {type(data).__name__}")
         found = self._accepted.open(data, context, UnknownFormatError("the item is of an older release"))
         if isinstance(found, EventSealError):
             raise found
@@ -265,7 +271,7 @@ class _Copying(Run):
         ]
 
     def _there(self, contexts: Sequence[ItemContext]) -> set[tuple[Any, Any]]:
-        """Say which of these places are taken: copied before."""
+        """Return which of these places are taken by items copied before."""
         if not contexts:
             return set()
         place = self._columns.place
@@ -283,7 +289,7 @@ class _Copying(Run):
         self.add_failure(Failure.of_item(self._old.name, (shown, row.position), None, error))
 
     def result(self, *, complete: bool, **more: Any) -> JobResult:
-        """Give what was done so far, by table too."""
+        """Return the progress so far, by table too."""
         by_table = {self._columns.table.fullname: {"left": self.left, **self._counts}}
         return super().result(complete=complete, by_table=by_table, **more)
 
@@ -292,7 +298,8 @@ def _record_class(datastore: SQLAlchemyDatastore, into: str) -> type[Any]:
     by_name = {record.__table__.fullname: record for record in datastore.tables}
     if into not in by_name:
         raise ConfigurationError(
-            f"there is no table {into} to copy into", remedy=f"The store has {', '.join(sorted(by_name))}."
+            f"the store has no table {into} to copy into",
+            remedy=f"Copy into one of these: {', '.join(sorted(by_name))}.",
         )
     return by_name[into]
 
@@ -301,5 +308,5 @@ def _refuse_itself(store: SQLAlchemyDatastore, source: SQLAlchemySettings, table
     if table == into and source.url == store.settings.url:
         raise ConfigurationError(
             f"{table} cannot be copied into itself",
-            remedy="Copy into another database, or into a table of another name: a record class in `tables`.",
+            remedy="Copy into another database, or into another table: list its record class in `tables`.",
         )

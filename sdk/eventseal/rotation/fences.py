@@ -1,4 +1,4 @@
-"""Closes the fences of keys, then counts what is under them, or records it if they are compromised."""
+"""Close the fences of keys, and count or record their items."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from eventseal.storage.jobs.compromised_items import (
     load_compromised_items,
     record_compromised_items,
 )
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -40,12 +41,12 @@ _LOCK_NOT_AVAILABLE = "55P03"
 @dataclass(frozen=True, slots=True)
 class ClosedFences:
     """
-    How the closing of fences ended.
+    The result of closing fences.
 
     Attributes:
-        closed: The keys under which nothing is written any more, with the items of each in each table.
-        needed: Those that have items, and whose fences were left as they were.
-        held: Those whose fence somebody held for too long, with the error.
+        closed: The keys that nothing can be written under any more, with their items by table.
+        needed: The keys that have items. Their fences stayed as they were.
+        held: The keys whose fence another transaction held for too long, with the error.
     """
 
     closed: dict[UUID, Counter[str]] = field(default_factory=dict)
@@ -53,7 +54,7 @@ class ClosedFences:
     held: dict[UUID, StoreUnavailableError] = field(default_factory=dict)
 
 
-class _StillNeeded(Exception):  # noqa: N818 - undoes the transaction, and is caught where that was begun
+class _StillNeeded(Exception):  # noqa: N818 - rolls back the transaction, and its caller catches it
     def __init__(self, items: Mapping[UUID, Counter[str]]) -> None:
         super().__init__()
         self.items = items
@@ -68,17 +69,19 @@ def close_and_count(
     excused: Excused | None = None,
 ) -> ClosedFences:
     """
-    Close the fences of keys, in one transaction that waits for every one that wrote under them; then count.
+    Close the fences of keys, then count the keys' items.
+
+    One transaction does both. It waits for every transaction that wrote under the keys.
 
     Args:
-        engine: Of the items' database.
-        tables: Every one that may hold items under the keys.
-        key_ids: A hundred at a time: their fences are held together.
-        even_if_needed: Whether the fence of a key is closed although it has items.
-        excused: Counts, in the same transaction, those of them for whose sake no key stays.
+        engine: The engine of the items' database.
+        tables: Every table that may hold items under the keys.
+        key_ids: The keys, at most about a hundred, because their fences are held together.
+        even_if_needed: Whether to close the fence of a key that has items.
+        excused: Counts, in the same transaction, the items for which no key is kept.
 
     Raises:
-        StoreError: The database refused or failed, otherwise than by a lock that somebody holds.
+        StoreError: The database refused or failed. A lock that another transaction holds is no error.
     """
     result = ClosedFences()
 
@@ -89,7 +92,7 @@ def close_and_count(
             )
             try:
                 items = write(engine, work, doing=f"closing the fence of key {_named(pending)}")
-            except _StillNeeded as needed:  # undone, and done again without those (docs/decisions/0010)
+            except _StillNeeded as needed:  # rolled back, then done without these (docs/decisions/0010)
                 result.needed.update(needed.items)
             else:
                 result.closed.update({key_id: items.get(key_id, Counter()) for key_id in pending})
@@ -108,7 +111,7 @@ def _close(
     excused: Excused | None,
 ) -> dict[UUID, Counter[str]]:
     close_fences(connection, key_ids)
-    # A new statement, hence a new snapshot: it sees what the closing has waited for (docs/decisions/0020).
+    # A new statement has a new snapshot, which shows what the closing waited for (docs/decisions/0020).
     if even_if_needed:
         return count_under(connection, tables, key_ids)
     items = count_needed(connection, tables, key_ids)
@@ -122,7 +125,7 @@ def _close(
 def without(
     items: Mapping[UUID, Counter[str]], excused: Mapping[UUID, Counter[str]]
 ) -> dict[UUID, Counter[str]]:
-    """Subtract counts by key and table; a key of which nothing is left is left out."""
+    """Subtract counts by key and table. Drop the keys without a rest."""
     left = {key_id: counts - excused.get(key_id, Counter()) for key_id, counts in items.items()}
     return {key_id: counts for key_id, counts in left.items() if counts}
 
@@ -130,7 +133,11 @@ def without(
 def _each_if_held(
     key_ids: Sequence[UUID], work: Callable[[Sequence[UUID]], None]
 ) -> dict[UUID, StoreUnavailableError]:
-    """Do *work* with all keys; if somebody holds a fence for too long, with each alone. Give those held."""
+    """
+    Do *work* with all keys. If a fence is held, do each alone.
+
+    Return the keys whose fence another transaction held for too long.
+    """
     try:
         work(key_ids)
     except StoreUnavailableError as error:
@@ -144,10 +151,11 @@ def _each_if_held(
 
 
 def _held_fence(key_id: UUID, error: StoreUnavailableError) -> StoreUnavailableError:
-    """Say whose fence somebody held for too long."""
+    """Return an error for a key whose fence was held too long."""
     held = StoreUnavailableError(
         f"a transaction that wrote under key {key_id} is still open after {PATIENCE} s",
-        remedy="Run it again when the transaction has ended; pg_stat_activity shows the ones that stay open.",
+        remedy="Run the command again after the transaction has ended. On PostgreSQL, pg_stat_activity "
+        "lists open transactions.",
         key_id=key_id,
     )
     held.__cause__ = error
@@ -163,7 +171,11 @@ _BATCH_ITEMS = 50_000
 
 
 class Miscount(NamedTuple):
-    """Items under a compromised key that came or went below its mark, behind the application's back."""
+    """
+    Items under a compromised key that appeared or disappeared below its mark.
+
+    EventSeal did not write or delete them.
+    """
 
     table: str
     key_id: UUID
@@ -171,31 +183,31 @@ class Miscount(NamedTuple):
     found: int
 
     def error(self) -> IntegrityError:
-        """Say what it may mean."""
+        """Return an error that says what this may mean."""
         return IntegrityError(
-            f"{self.found} items of {self.table} are left of those that were under key {self.key_id} when "
-            f"it was marked as compromised; there should be {self.expected}",
-            remedy="More: somebody wrote below the mark. Fewer: items were deleted, or written again by a "
-            "restore or an UPDATE. Compare with a backup, and mark the key anew: "
+            f"{self.table} holds {counted(self.found, 'item')} of those that were under key {self.key_id} "
+            f"when it was marked as compromised. It should hold {self.expected:,}",
+            remedy="More items mean that somebody wrote below the mark. Fewer mean that items were deleted, "
+            "or written again by a restore or an UPDATE. Compare with a backup. Then mark the key again: "
             f"eventseal rotate --compromised --key {self.key_id}",
             key_id=self.key_id,
         )
 
 
 def late_item(mark: CompromisedItems) -> IntegrityError:
-    """Say what an item may be that was not there, as it is, when its key was marked as compromised."""
+    """Return an error for an item that changed after its key's mark."""
     if mark.unreadable:
         return IntegrityError(
             f"the mark of key {mark.key_id} for {mark.table} in compromised_marks was edited: "
-            f"its {', '.join(mark.unreadable)} cannot be read, so nobody knows which items are forged",
-            remedy="Find out who changed it. If you trust the items that are there now, mark the key anew: "
+            f"its {', '.join(mark.unreadable)} cannot be read, so forged items cannot be identified",
+            remedy="Find out who changed it. If you trust the current items, mark the key again: "
             f"eventseal rotate --compromised --key {mark.key_id}",
             key_id=mark.key_id,
         )
     return IntegrityError(
         f"suspected forgery: the item was written after its key {mark.key_id} was marked as compromised",
-        remedy="Find out who wrote the row, and delete it; if a restore or an UPDATE wrote it, mark the key "
-        f"anew: eventseal rotate --compromised --key {mark.key_id}",
+        remedy="Find out who wrote the row, and delete it. If a restore or an UPDATE wrote it, mark the key "
+        f"again: eventseal rotate --compromised --key {mark.key_id}",
         key_id=mark.key_id,
     )
 
@@ -204,22 +216,22 @@ def record_compromised(
     store: SealedStore, key_ids: Collection[UUID], tables: Sequence[SealedTable] | None = None
 ) -> dict[UUID, StoreUnavailableError]:
     """
-    Close the fences of compromised keys, and record what registered tables hold under them.
+    Close the fences of compromised keys, and record the items under them.
 
-    Nothing is appended under the keys any more: who still holds one seals again under the new key. Marks that
-    are there are recorded anew: after a restore, or an UPDATE of the rows, call this once more.
+    Nothing can be added under the keys any more. A process that still holds one encrypts again under the new
+    key. Existing marks are recorded again, so call this once more after a restore or an UPDATE of the rows.
 
     Args:
-        store: Its items' database has the fences and the marks.
+        store: The store whose items' database has the fences and the marks.
         key_ids: Compromised data keys.
-        tables: From the registry; ``None``: all.
+        tables: Registered tables. ``None``: all.
 
     Returns:
-        The keys that were not marked, with the error: a transaction that writes under one goes on for more
-        than 2 seconds.
+        The keys that were not marked, each with its error: a transaction that writes under the key is open
+        for more than 2 seconds.
 
     Raises:
-        ConfigurationError: A registered table is not there, or no table is.
+        ConfigurationError: A registered table does not exist, or no table does.
         StoreError: The database refused or failed.
     """
     if tables is None:
@@ -232,7 +244,7 @@ def record_compromised(
             for table in tables:
                 record_compromised_items(connection, table, some)
 
-        write(engine, work, doing=f"marking what is under the compromised key {_named(some)}")
+        write(engine, work, doing=f"marking the items under the compromised key {_named(some)}")
 
     held: dict[UUID, StoreUnavailableError] = {}
     for some in _batches(engine, sorted(key_ids), tables):
@@ -244,10 +256,10 @@ def record_missing_compromised(
     store: SealedStore, key_ids: Collection[UUID], tables: Sequence[SealedTable]
 ) -> None:
     """
-    Record what *tables* hold under compromised keys where that was not done; other records stay.
+    Record the items of *tables* under compromised keys, unless recorded.
 
     Raises:
-        StoreUnavailableError: Somebody holds the fence of a key; the others are marked.
+        StoreUnavailableError: A transaction holds the fence of a key. The other keys are marked.
         StoreError: The database refused or failed.
     """
     for table in tables:
@@ -258,11 +270,13 @@ def record_missing_compromised(
 
 def miscounts(store: SealedStore, tables: Sequence[SealedTable]) -> list[Miscount]:
     """
-    Compare what is left of what was there when keys were marked with what was replaced since.
+    Find keys whose items below the mark do not add up.
+
+    Their number must be that of the items at the time of the mark, without those replaced since.
 
     Args:
-        store: Its items' database has the marks.
-        tables: From the registry.
+        store: The store whose items' database has the marks.
+        tables: Registered tables.
 
     Raises:
         StoreError: The database refused or failed.
@@ -276,7 +290,11 @@ def miscounts(store: SealedStore, tables: Sequence[SealedTable]) -> list[Miscoun
 
 
 def _batches(engine: Engine, key_ids: Sequence[UUID], tables: Sequence[SealedTable]) -> Iterator[list[UUID]]:
-    """Cut keys into small batches: nobody else writes to SQLite while one is marked (docs/decisions/0012)."""
+    """
+    Cut keys into small batches.
+
+    While a batch is marked, nothing else can write to SQLite (docs/decisions/0012).
+    """
     for chunk in chunks(key_ids):
         counts = count_under(engine, tables, chunk)
         batch: list[UUID] = []

@@ -1,4 +1,4 @@
-"""What a check of items finds: each row of a range is opened, with the fields inside of it, and counted."""
+"""Checks of items. Each row is opened with its fields, and counted."""
 
 from __future__ import annotations
 
@@ -51,12 +51,19 @@ if TYPE_CHECKING:
 
 OUTCOMES = ("done", "failed", "plain", "unmigrated", "foreign", "erased", "left")
 """
-What is counted of a table: opened; not opened; not encrypted, where that is allowed; in an older format,
-whose migration has begun; another application's; under a key that was shredded; outside the sample.
+The outcomes that are counted in a table.
+
+- ``done``: opened.
+- ``failed``: not opened.
+- ``plain``: not encrypted, where that is allowed.
+- ``unmigrated``: in an older format, in a migration that has begun.
+- ``foreign``: of another application.
+- ``erased``: under a key that was shredded.
+- ``left``: outside the sample.
 """
 
 FORMER = "former"
-"""Counted only where there are such items: opened, and bound to the collection that its table had."""
+"""Items that opened under their table's former collection. Counted only if any."""
 
 PAGE_SIZE = 1000
 
@@ -66,12 +73,12 @@ _EVERY_ROW = Selection(keys=None, plain=True)
 @dataclass(slots=True)
 class Tally:
     """
-    What was found so far. Its size has a bound, whatever the number of items.
+    The results so far. Their size is limited, whatever the number of items.
 
     Attributes:
         by_table: Counts by table and outcome.
-        by_key: Items that opened, by key; the first 100,000 keys.
-        failures: The first 1,000.
+        by_key: Items that opened, by key, for the first 100,000 keys.
+        failures: The first 1,000 failures.
     """
 
     by_table: dict[str, Counter[str]] = field(default_factory=dict)
@@ -94,11 +101,11 @@ class Tally:
             self.failures.append(Failure.of(table, row, key_id, error))
 
     def total(self, outcome: str) -> int:
-        """Sum a count over the tables."""
+        """Return a count summed over the tables."""
         return sum(counts[outcome] for counts in self.by_table.values())
 
     def add(self, other: Tally) -> None:
-        """Add what was found elsewhere."""
+        """Add other results."""
         for table, counts in other.by_table.items():
             self.by_table.setdefault(table, Counter()).update(counts)
         for key_id, items in other.by_key.items():
@@ -112,11 +119,11 @@ class ItemChecks:
     Checks the items of one table, a page at a time. Nothing is written.
 
     Attributes:
-        store: Its cipher opens them.
-        table: From the registry.
-        sample: The share of rows to look at, over 0 and up to 1.
-        only: Only these rows, by the keys in their headers, without the fields inside; ``None``: all rows.
-        aside: The rows that are set aside: they count as that and not as failures.
+        store: The store whose cipher opens the items.
+        table: The registered table.
+        sample: The share of rows to check, over 0 and up to 1.
+        only: Only these rows, by the keys in their headers, without the fields inside. ``None``: all rows.
+        aside: The rows that are set aside. They are counted separately, not as failures.
         on_failure: Called with each row that fails, and its error.
     """
 
@@ -131,12 +138,12 @@ class ItemChecks:
     def __post_init__(self) -> None:
         store, table = self.store, self.table
         self._engine = store.datastore.engine
-        self._random = random.Random()  # noqa: S311 - which items are in the sample is no secret
+        self._random = random.Random()  # noqa: S311 - the choice of the sample is no secret
         self._rows = item_swaps(self._engine, table)
         self._marks = load_compromised_items(self._engine, table.table)
         self._json = JSONTranscoder()
         self._fields = PersonalFields(store.cipher, self._json, UnknownPlaceNames(), table.collection)
-        # As the registry was read with the table: what it says is asked for once, not for each item.
+        # As the registry was when the table was read: it is read once, not for each item.
         self._accepted = accepted_in(formats_of(store), table) if table.old_formats else AcceptedFormats()
         self._takes_plain = table.takes_plain(always_encrypt=StoreOptions.of(store).always_encrypt)
         self._has_keys: bool | None = None
@@ -146,14 +153,14 @@ class ItemChecks:
         Check a range of the table.
 
         Args:
-            after: It begins behind this place; ``None``: with the first row.
-            upto: It ends with this place; ``None``: with the last row.
+            after: The range begins after this place. ``None``: with the first row.
+            upto: The range ends with this place. ``None``: with the last row.
 
         Returns:
-            What was found, for each page.
+            The results of each page.
 
         Raises:
-            KmsError: The KMS refused or failed: that says nothing about the items.
+            KmsError: The KMS refused or failed, which says nothing about the items.
             StoreError: The database refused or failed.
             WrongApplicationError: There are items of another application and no keys of this one.
         """
@@ -171,14 +178,14 @@ class ItemChecks:
             after = page.last_place
 
     def run_all(self, after: Place | None = None, upto: Place | None = None) -> Tally:
-        """Check the range, or the whole table, at once; arguments and errors as those of :meth:`run`."""
+        """Check the range or table in one call. Arguments and errors: see :meth:`run`."""
         tally = Tally()
         for page in self.run(after, upto):
             tally.add(page)
         return tally
 
     def check(self, rows: Sequence[ItemRow]) -> Tally:
-        """Check rows that were read; raises as :meth:`run` does."""
+        """Check rows that were read. It raises the errors of :meth:`run`."""
         tally = Tally({self.table.table: Counter()})
         self._check(tally, rows, frozenset())
         return tally
@@ -186,7 +193,7 @@ class ItemChecks:
     def _page(
         self, connection: Connection, *, after: Place | None, upto: Place | None
     ) -> tuple[Page, frozenset[Place]]:
-        """Read a page, and tell which of its rows came after their compromised keys were marked."""
+        """Read a page, and the places written after their key's mark."""
         page = self._rows.page(
             connection,
             self.only or _EVERY_ROW,
@@ -202,7 +209,7 @@ class ItemChecks:
         return page, frozenset((page.sequence_ids[number], page.positions[number]) for number in later)
 
     def _asked(self, page: Page) -> Page:
-        """Leave out what a query for plain rows finds for the sake of its column alone."""
+        """Drop rows that a plaintext query finds only by their column."""
         if self.only is None or self.only.keys is None:
             return page
         wanted = {None, *(key_id.bytes for key_id in self.only.keys)}
@@ -230,13 +237,14 @@ class ItemChecks:
                 and not suspects
                 and SEALED_BYTES not in outcome.plaintext
             ):
-                done[outcome.key_id] += 1  # nearly all items: nothing else is to be asked of them
+                done[outcome.key_id] += 1  # nearly all items: they need no further check
                 continue
             verdict = _Verdict(row, *self._judged(row, outcome))
             if number in former:
                 verdict.outcome = FORMER
             is_late = row[:2] in suspects and row.key_id is not None
-            # A re-encryption may have moved the item, and its old key be gone, since the page was read.
+            # Since the page was read, a re-encryption may have moved the item, and its old key been
+            # destroyed.
             if is_late or getattr(verdict.error, "destroyed_by", None) == "retired":
                 now = self._read_again(row)
                 if now is None or now.data != row.data:
@@ -272,31 +280,35 @@ class ItemChecks:
     def _judged(
         self, row: ItemRow, outcome: Opened | EventSealError
     ) -> tuple[str, bytes, EventSealError | None]:
-        """Say what a row counts as, with its plaintext; or what is wrong with it."""
+        """Return a row's outcome and plaintext, or its error."""
         if isinstance(outcome, Opened):
             wrong = None if outcome.key_id == row.key_id else IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
             return "done", outcome.plaintext, wrong
         data: Any = row.data
-        if not isinstance(data, bytes):  # only an edit puts anything else there
+        if not isinstance(data, bytes):  # only an edit can write another type there
             return "", b"", outcome
         if row.key_id is None and isinstance(outcome, UnknownFormatError | KeyNotFoundError):
             return self._without_envelope(row, outcome)
         if names_another_key(data, row.key_id, outcome):
             return "", b"", IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
         if self.table.application is None and isinstance(outcome, WrongApplicationError):
-            if not self._application_has_keys():  # then it is the configured name that is wrong, not the item
+            if not self._application_has_keys():  # the configured name is wrong, not the item
                 raise outcome
             return "foreign", b"", None
         if is_erased(outcome):
-            return "erased", b"", None  # its tombstone's seal was checked
+            return "erased", b"", None  # the tombstone's MAC was checked
         return self._in_older_format(row, outcome)
 
     def _without_envelope(
         self, row: ItemRow, outcome: EventSealError
     ) -> tuple[str, bytes, EventSealError | None]:
-        """Judge a row that names no key: bytes are an envelope only if the key store has the key."""
+        """
+        Judge a row that names no key.
+
+        Its bytes are an envelope only if the key store has the key of their header.
+        """
         if self.table.is_others:
-            return "foreign", b"", None  # what others alone have registered is theirs to judge
+            return "foreign", b"", None  # only the applications that registered the table can judge it
         name, plaintext, error = self._in_older_format(row, outcome)
         if error is None or not self.table.has_key_ids:
             return name, plaintext, error
@@ -307,7 +319,7 @@ class ItemChecks:
     def _in_older_format(
         self, row: ItemRow, outcome: EventSealError
     ) -> tuple[str, bytes, EventSealError | None]:
-        """Try the older formats that the table's readers accept while a migration lasts."""
+        """Try the older formats that the table's readers accept during a migration."""
         key_id = row.key_id if self.table.has_key_ids else None
         older = self._accepted.open(row.data, self._context(row), outcome, key_id=key_id)
         if isinstance(older, OldItem):
@@ -315,7 +327,7 @@ class ItemChecks:
         return "", b"", older
 
     def _why_no_event(self, data: Any) -> EventSealError | None:
-        """Say why no mapper makes an event of bytes that are not encrypted, if so."""
+        """Return why unencrypted bytes are no event, or ``None`` if they are."""
         try:
             is_object = type(self._json.parse(data)) is dict
         except SerializationError as error:
@@ -323,8 +335,8 @@ class ItemChecks:
         return None if is_object else SerializationError("the data are not an object's attributes")
 
     def _open_fields(self, verdicts: Sequence[_Verdict]) -> None:
-        """Open the fields of all rows together; erased ones are as they should be."""
-        # The mapper of another program's table opens no fields.
+        """Open the fields of all rows together. Erased fields are in order."""
+        # The mapper of another program's table does not open fields.
         if self.only is not None or not self.table.has_key_ids:
             return
         holding = {
@@ -353,7 +365,7 @@ class ItemChecks:
 
 @dataclass(slots=True)
 class _Verdict:
-    """A row, with what it counts as and its plaintext; or, if there is an error, with that alone."""
+    """A row with its outcome and plaintext, or only with its error."""
 
     row: ItemRow
     outcome: str
@@ -362,13 +374,13 @@ class _Verdict:
 
 
 def raise_if_outage(error: EventSealError) -> None:
-    """Raise what says nothing about an item or a key: an outage, or a refusal."""
+    """Raise an outage or refusal, which proves nothing about items and keys."""
     if isinstance(error, KmsError | StoreError):
         raise error
 
 
 def _rows(page: Page) -> list[ItemRow]:
-    named = page.named or page.key_ids  # what readers take: the column, where there is one
+    named = page.named or page.key_ids  # readers use the column, if there is one
     key_ids: dict[bytes | None, UUID | None] = {
         raw: None if raw is None else UUID(bytes=raw) for raw in set(named)
     }
@@ -384,5 +396,5 @@ def _not_encrypted() -> EncryptionRequiredError:
     return EncryptionRequiredError(
         "the item is not encrypted, and always_encrypt is set",
         remedy="If an older application wrote it, name its format in old_formats, and run `eventseal migrate "
-        f"begin`. Else: {REPAIR_ROW}",
+        f"begin`. Otherwise: {REPAIR_ROW}",
     )

@@ -1,4 +1,4 @@
-"""Rotate: every scope, or some, gets a new active key; and keys that leaked are marked compromised."""
+"""Rotate: give scopes new active keys, and mark leaked keys compromised."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 KEY_TABLE, FENCE_TABLE = "encryption_keys", "key_fences"
-"""Name the rows of keys and of fences in failures."""
+"""The tables that failures name for rows of keys and of fences."""
 
 _BATCH_SIZE = 100
 
@@ -42,26 +42,28 @@ def rotate_keys(
     progress: Callable[[JobResult], None] | None = None,
 ) -> JobResult:
     """
-    Give scopes new active keys; the old ones open only. No item is touched.
+    Create new active keys for scopes. Old keys then only decrypt.
 
-    Interrupted, it leaves each scope with its old key or a new one. Run again, it rotates all of them.
+    No item is changed. If it is interrupted, each scope has its old key or a new one. The next call rotates
+    all scopes again.
 
     Args:
-        store: An ``EventSeal``, or any object with its four.
-        scopes: Only these; ``None``: every scope that has an active data key.
-        compromised: Whether the old keys' items must be encrypted again; nobody appends under them any more.
-        progress: Called after each batch with what was done so far.
+        store: An ``EventSeal``, or any other :class:`SealedStore`.
+        scopes: Only these scopes. ``None``: every scope that has an active data key.
+        compromised: Whether the old keys leaked. Their items must then be re-encrypted, and nothing is
+            appended under them any more.
+        progress: Called after each batch with the progress so far.
 
     Returns:
-        ``done`` counts the scopes that have a new key, ``failed`` those whose row is not in order, and leaked
-        keys that are to be marked once more: a transaction that writes under one went on for more than 2
-        seconds. ``by_key`` names the keys that were replaced.
+        The result's ``done`` counts the scopes that have a new key. Its ``failed`` counts the scopes whose
+        row is not in order, and the leaked keys that must be marked again. Those had a transaction that wrote
+        under them for more than 2 seconds. Its ``by_key`` names the replaced keys.
 
     Raises:
-        ConfigurationError: No key of a named scope was ever made; nothing was done.
-        KeyDestroyedError: A named scope is closed; nothing was done.
-        KmsError: The KMS refused or failed; what was rotated before stays so.
-        StoreError: The database refused or failed; what was rotated before stays so.
+        ConfigurationError: A named scope never had a key. Nothing was done.
+        KeyDestroyedError: A named scope is closed. Nothing was done.
+        KmsError: The KMS refused or failed. The scopes that were rotated before stay so.
+        StoreError: The database refused or failed. The scopes that were rotated before stay so.
     """
     run = _Rotation(store, compromised=compromised, progress=progress)
     if scopes is None:
@@ -86,28 +88,28 @@ def mark_compromised(
     progress: Callable[[JobResult], None] | None = None,
 ) -> JobResult:
     """
-    Mark keys compromised by their ids, also keys that were replaced long ago. No item is touched.
+    Mark keys compromised by their ids.
 
-    An active one is replaced first. Nobody appends under them any more, and what is under them now is
-    recorded, so that a forgery that comes later shows; for a key that is compromised already it is recorded
-    anew.
+    The keys may have been replaced long ago. No item is changed. An active key is replaced first. Then
+    nothing is appended under the keys any more. Their current items are recorded, so that a later forgery
+    shows. If a key is already compromised, its items are recorded again.
 
     Args:
-        store: An ``EventSeal``, or any object with its four.
-        keys: Data keys and branch keys.
-        progress: Called after each batch with what was done so far.
+        store: An ``EventSeal``, or any other :class:`SealedStore`.
+        keys: Ids of data keys and branch keys.
+        progress: Called after each batch with the progress so far.
 
     Returns:
-        ``done`` counts the keys; ``by_key`` names them.
+        The result's ``done`` counts the keys, and its ``by_key`` names them.
 
     Raises:
-        ConfigurationError: A key is of a purpose whose items nobody finds; nothing was done.
-        IntegrityError: A key's row is not what a keyring sealed.
-        KeyDestroyedError: A key is destroyed; nothing was done.
-        KeyNotFoundError: There is no such key; nothing was done.
+        ConfigurationError: A key has a purpose whose items cannot be found. Nothing was done.
+        IntegrityError: A key's row is not authentic.
+        KeyDestroyedError: A key is destroyed. Nothing was done.
+        KeyNotFoundError: There is no such key. Nothing was done.
         KmsError: The KMS refused or failed.
-        StoreError: The database refused or failed, or a transaction that writes under a key goes on for more
-            than 2 seconds: the other keys are marked, run it again for this one.
+        StoreError: The database refused or failed. Or a transaction that writes under a key stays open for
+            more than 2 seconds. Then the other keys are marked. Call it again for this one.
     """
     run = _Rotation(store, compromised=True, progress=progress)
     records = store.keyring.compromise(list(dict.fromkeys(keys)))
@@ -122,7 +124,7 @@ def mark_compromised(
 
 
 class _Rotation(Run):
-    """One run: what it has done so far, and how it goes on."""
+    """One run of rotate: its counts and its next steps."""
 
     def __init__(
         self, store: SealedStore, *, compromised: bool, progress: Callable[[JobResult], None] | None
@@ -132,7 +134,7 @@ class _Rotation(Run):
         self._compromised = compromised
 
     def rotate(self, scopes: Sequence[str]) -> None:
-        """Rotate scopes, a batch of which shares the calls of the KMS."""
+        """Rotate scopes in batches. Each batch shares the calls of the KMS."""
         for some in chunks(scopes, _BATCH_SIZE):
             rotated: list[Rotated] = []
             outcomes = self._store.keyring.rotate_many(some, compromised=self._compromised)
@@ -147,7 +149,7 @@ class _Rotation(Run):
             self.count(replaced, done=len(rotated))
 
     def scopes_of(self, records: Sequence[KeyRecord]) -> list[str]:
-        """Give the scopes of keys; a key whose row says none that there can be is listed as failed."""
+        """Return the scopes of keys. A key whose scope is invalid counts as failed."""
         scopes: list[str] = []
         for record in records:
             try:
@@ -157,25 +159,25 @@ class _Rotation(Run):
         return scopes
 
     def count(self, key_ids: Collection[UUID], *, done: int) -> None:
-        """Count keys, and scopes or keys, that are done with."""
+        """Count finished scopes or keys, and list their old keys."""
         self.done += done
         for key_id in key_ids:
             self.note(key_id, 1)
         self.tell()
 
     def refuse(self, error: EventSealError) -> None:
-        """List a key whose row is not in order."""
+        """Count a key whose row is not in order as failed."""
         self.fail(KEY_TABLE, getattr(error, "key_id", None), error)
 
     def _mark(self, key_ids: Collection[UUID]) -> None:
-        """Record what is under compromised keys; a fence that somebody holds keeps no other key from it."""
+        """Record the items of compromised keys. A held fence stops only its key."""
         for key_id, error in record_compromised(self._store, key_ids).items():
             error.remedy = f"{error.remedy} The command: eventseal rotate --compromised --key {key_id}"
             self.fail(FENCE_TABLE, key_id, error)
 
 
 def unknown_rows(store: SealedStore) -> list[IntegrityError]:
-    """Name the keys whose row has a state or a purpose that there is none: nothing lists them."""
+    """Return errors for keys with an unknown state or purpose. Nothing lists such keys."""
     if not isinstance(store.key_store, SQLAlchemyKeyStore):
         return []
     rows = of_unknown_kind(store.datastore.key_engine, application=store.cipher.application)
@@ -184,13 +186,13 @@ def unknown_rows(store: SealedStore) -> list[IntegrityError]:
 
 def _active_keys_now(store: SealedStore) -> Iterator[list[KeyRecord]]:
     """
-    Give the active data keys that are there now: those that this run makes are new enough.
+    Yield the active data keys, without those that this run creates.
 
-    Their ids tell them apart, which say when they were made. A database writer can set ``created_at``.
+    Key ids contain the time of creation. A database writer can change ``created_at``, but not that.
     """
     newest = new_key_id()
     pages = partial(key_pages, store.key_store, store.cipher.application, state=KeyState.ACTIVE)
-    # Made by processes whose clocks are ahead; mostly there are none.
+    # Keys of processes whose clocks are ahead. Usually there are none.
     ahead = {record.key_id for page in pages(after=newest) for record in page}
     for page in pages():
         yield [
@@ -203,7 +205,7 @@ def _active_keys_now(store: SealedStore) -> Iterator[list[KeyRecord]]:
 
 
 def _refuse_closed(store: SealedStore, scopes: Sequence[str]) -> None:
-    """Refuse scopes that have no key to be replaced."""
+    """Refuse scopes that have no key to replace."""
     application = store.cipher.application
     holders = store.key_store.active(application, scopes)
     for scope in scopes:
@@ -212,12 +214,12 @@ def _refuse_closed(store: SealedStore, scopes: Sequence[str]) -> None:
             records = store.key_store.of_scope(application, scope)
             if all(record.purpose is not KeyPurpose.DATA for record in records):
                 raise ConfigurationError(
-                    f"no key of scope {scope!r} was ever made; nothing was rotated",
-                    remedy="Check how the scope is spelled: `eventseal keys` lists those that have keys.",
+                    f"scope {scope!r} never had a key. Nothing was rotated",
+                    remedy="Check the spelling of the scope. `eventseal keys` lists the scopes with keys.",
                 )
         elif holder.state is KeyState.DESTROYED:
             raise KeyDestroyedError(
-                f"scope {scope!r} is closed: its keys were {holder.destroyed_by}; nothing was rotated",
+                f"scope {scope!r} is closed: its keys were {holder.destroyed_by}. Nothing was rotated",
                 key_id=holder.key_id,
                 scope=scope,
                 destroyed_by=holder.destroyed_by,

@@ -1,9 +1,13 @@
 """
-Migrate: items in older formats become envelopes, in the rows where they are, while all goes on.
+Migrate: encrypt items in older formats in their rows, while applications run.
 
-Three steps: ``begin_migration`` lets readers take both, ``migrate`` moves what is old, ``finish_migration``
-proves that nothing old is left and lets readers refuse it from then on. ``abandon_migration`` lets them
-refuse it without that proof.
+It takes three steps:
+
+- ``begin_migration`` lets readers accept both formats.
+- ``migrate`` encrypts the older items.
+- ``finish_migration`` proves that none is left, and lets readers refuse older formats from then on.
+
+To let readers refuse them without that proof, call ``abandon_migration``.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from eventseal.storage.database.rows import UNREADABLE
 from eventseal.storage.database.transactions import write
 from eventseal.storage.items.registry import set_old_formats
 from eventseal.storage.jobs import jobs
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -55,25 +60,25 @@ def begin_migration(
     store: SealedStore, *, tables: Collection[str] | None = None, dry_run: bool = False
 ) -> JobResult:
     """
-    Let readers take the older formats that the store is configured with, beside envelopes.
+    Let readers accept the configured older formats as well as envelopes.
 
-    A sample of the items is opened first, so that no wrong key is found out later. Begun again, it takes the
-    formats that are configured then.
+    It first opens a sample of the items, so that a wrong key is found early. If it is called again, the then
+    configured formats apply.
 
     Args:
-        store: With ``accepted_formats``, as an ``EventSeal`` has them.
-        tables: Only these, by name; ``None``: all that are registered.
-        dry_run: Whether only to look.
+        store: A store with ``accepted_formats``, like an ``EventSeal``.
+        tables: Only these tables, by name. ``None``: all registered tables.
+        dry_run: Whether only to check.
 
     Returns:
-        ``left`` items are to be migrated; ``by_table`` says how many, and how many of a sample are in which
-        format; ``failures`` are rows of the sample that do not open.
+        The result's ``left`` counts the items to migrate. Its ``by_table`` has their number by table, and how
+        many of a sample are in which format. Its ``failures`` are rows of the sample that do not open.
 
     Raises:
         ConfigurationError: No format is configured, a key is wrong, or a table is not registered.
         KmsError: The KMS refused or failed.
         StoreError: The database refused or failed.
-        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
+        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal init` first.
     """
     run = Run(verb=MIGRATE)
     if not dry_run:
@@ -104,40 +109,41 @@ def migrate(
     progress: Callable[[JobResult], None] | None = None,
 ) -> JobResult:
     """
-    Seal the items that are in older formats, each in its row, as a re-encryption moves items.
+    Encrypt the items that are in older formats, each in its row.
 
-    It may be interrupted anywhere: the same call goes on with the unfinished job, and two at once share its
-    work. A row that somebody changes meanwhile is looked at again. What does not open stays as it is.
+    If it is interrupted, the same call continues the unfinished job. Two calls at the same time share its
+    work. A row that changes meanwhile is checked again. An item that does not open stays as it is.
 
     Args:
-        store: With ``accepted_formats``, as an ``EventSeal`` has them.
-        key_scope: Whose keys seal the items: a scope, or a function of an item's place and its JSON, at the
-            top of a module; it must give what the mapper expects of the item on reading. ``None``: those of
-            ``application``, unless the application has sealed items there under another scope.
-        tables: Only these, by name; ``None``: all that are registered.
-        batch: Items in a transaction at most, from 1 to 100,000.
-        items_per_second: Over all workers; ``None``: as fast as they can.
-        shards: Workers to give the *executor*.
-        executor: Runs the workers; ``None``: one in this thread.
-        open_store: Opens the store in a worker; must be importable there. Other processes need it.
-        resume: Only continue this job, with its own tables and scope. If it was begun with a function, give
-            the same one again: nothing that the job's row names is imported.
-        dry_run: Whether only to count, to open a sample, and to guess how long it would take.
-        progress: Called now and then with what was done so far.
+        store: A store with ``accepted_formats``, like an ``EventSeal``.
+        key_scope: The scope whose keys seal the items, or a function of an item's place and its JSON. The
+            function must be at the top of a module, and return the scope that the mapper expects when it
+            reads the item. If it is ``None``, the scope is ``application``. It is required if the application
+            has sealed items there under another scope.
+        tables: Only these tables, by name. ``None``: all registered tables.
+        batch: The most items in one transaction, from 1 to 100,000.
+        items_per_second: The highest rate of all workers together. ``None``: no limit.
+        shards: The number of workers to run in the *executor*, 1 or more.
+        executor: Runs the workers. ``None``: one worker runs in this thread.
+        open_store: Opens the store in a worker. Workers in other processes need it and must be able to import
+            it.
+        resume: Only continue this job, with its own tables and scope. If it began with a function, pass the
+            same one again: nothing that the job's row names is imported.
+        dry_run: Whether only to count, to open a sample, and to estimate the duration.
+        progress: Called from time to time with the progress so far.
 
     Returns:
-        ``done`` items are envelopes now; ``failed`` ones do not open, or are another application's
-        envelopes; ``left`` are to be migrated still. ``complete`` says that a last look found nothing more,
-        but for what failed.
+        The result's ``done`` counts the items that are envelopes now. Its ``failed`` counts the items that do
+        not open, or are envelopes of another application. Its ``left`` counts the items still to migrate. It
+        is ``complete`` if a last look found nothing more, apart from failed items.
 
     Raises:
-        ConfigurationError: An argument is wrong, a table is not registered, a key is wrong, ids are of
-            another type than ``originator_id_type`` says, or *key_scope* has to be given; nothing was
-            written.
-        JobError: The migration has not begun, or *resume* is no job of one.
-        KmsError: The KMS refused or failed; the job goes on when this is called again.
-        StoreError: The database refused or failed; the job goes on when this is called again.
-        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
+        ConfigurationError: An argument or a key is wrong, a table is not registered, or ids have another type
+            than ``originator_id_type`` says. Or *key_scope* is required. Nothing was written.
+        JobError: The migration has not begun, or *resume* is not a job of a migration.
+        KmsError: The KMS refused or failed. The next call continues the job.
+        StoreError: The database refused or failed. The next call continues the job.
+        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal init` first.
     """
     workers = Workers(
         batch=batch,
@@ -147,7 +153,7 @@ def migrate(
         open_store=open_store,
     )
     if resume is not None and (tables is not None or dry_run):
-        raise ConfigurationError("a resumed job has its own tables", remedy="Give resume= alone.")
+        raise ConfigurationError("a resumed job has its own tables", remedy="Pass only resume=.")
     if isinstance(key_scope, str):
         checked_scope(key_scope)
     run = Run(verb=MIGRATE)
@@ -203,24 +209,24 @@ def finish_migration(
     store: SealedStore, *, tables: Collection[str] | None = None, dry_run: bool = False
 ) -> JobResult:
     """
-    Prove that nothing old is left, and let readers refuse it from then on.
+    Prove that no older item is left. Readers then refuse older formats.
 
-    Each row must name a key that the key store has. Readers that run notice within
-    ``cache_refresh_interval``, and ``verify`` counts whatever is no envelope as failed.
+    Each row must name a key that the key store has. Running readers notice within
+    ``cache_refresh_interval``. From then on, ``verify`` counts every row that is no envelope as failed.
 
     Args:
-        store: Its items and keys.
-        tables: Only these, by name; ``None``: all that are registered.
-        dry_run: Whether only to look.
+        store: The store of the items and keys.
+        tables: Only these tables, by name. ``None``: all registered tables.
+        dry_run: Whether only to check.
 
     Returns:
-        ``by_table`` counts the envelopes.
+        The result's ``by_table`` counts the older items of each table: none.
 
     Raises:
-        ConfigurationError: A table is not registered, or one that the settings list is not there.
-        JobError: Rows are left that are no envelopes of this application; the message counts and places them.
+        ConfigurationError: A table is not registered, or a table that the settings list does not exist.
+        JobError: Some rows are no envelopes of this application. The message has their number and tables.
         StoreError: The database refused or failed.
-        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
+        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal init` first.
     """
     run = Run(verb=MIGRATE)
     if not dry_run:
@@ -232,7 +238,7 @@ def finish_migration(
     if not dry_run:
         _accept(store, dict.fromkeys(found, ()))
         try:
-            _refuse_left(store, found)  # what was written in between, which nobody reads any more
+            _refuse_left(store, found)  # rows that were written in between, which readers now refuse
         except BaseException:
             _accept(store, {table: table.old_formats for table in found if table.old_formats})
             raise
@@ -244,25 +250,25 @@ def abandon_migration(
     store: SealedStore, *, tables: Collection[str] | None = None, dry_run: bool = False
 ) -> JobResult:
     """
-    Let readers refuse the older formats again, although items are left in them.
+    Let readers refuse the older formats again, although older items are left.
 
-    What was sealed stays sealed. Items that are left stay in their rows, and no reader takes them until
-    ``begin_migration``. It needs no key of an older format. Readers that run notice within
-    ``cache_refresh_interval``, and jobs whose tables all refuse older formats end.
+    Encrypted items stay encrypted. Remaining older items stay in their rows, and no reader accepts them until
+    ``begin_migration``. It needs no key of an older format. Running readers notice within
+    ``cache_refresh_interval``. Jobs whose tables all refuse older formats end.
 
     Args:
-        store: Its items and keys.
-        tables: Only these, by name; ``None``: all that are registered.
-        dry_run: Whether only to look.
+        store: The store of the items and keys.
+        tables: Only these tables, by name. ``None``: all registered tables.
+        dry_run: Whether only to check.
 
     Returns:
-        ``left`` items are in older formats; ``by_table`` says how many in which table.
+        The result's ``left`` counts the items in older formats, and its ``by_table`` counts them by table.
 
     Raises:
         ConfigurationError: A table is not registered.
         JobError: No migration has begun.
         StoreError: The database refused or failed.
-        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
+        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal init` first.
     """
     run = Run(verb=MIGRATE)
     if not dry_run:
@@ -276,7 +282,7 @@ def abandon_migration(
 
 
 def _refused(run: Run, left: Mapping[str, int]) -> JobResult:
-    """Give how many items of each table readers refuse from now on."""
+    """Return the number of items that readers now refuse, by table."""
     by_table = {table: {"left": count} for table, count in left.items()}
     return run.result(complete=True, left=sum(left.values()), by_table=by_table)
 
@@ -290,7 +296,7 @@ def _accept(store: SealedStore, names: Mapping[SealedTable, Collection[str]]) ->
 
 
 def _end_jobs(store: SealedStore) -> None:
-    """End migrations that stopped and whose tables others have migrated since: nothing resumes them."""
+    """End stopped migrations of tables that others have migrated: nothing resumes them."""
     begun = {
         table.table
         for table in own_tables(store.datastore, store.cipher.application, None)
@@ -314,15 +320,15 @@ def _end_jobs(store: SealedStore) -> None:
 
 def tables_in_migration(tables: list[SealedTable], accepted: AcceptedFormats) -> list[SealedTable]:
     """
-    Leave out tables that accept no older format.
+    Drop the tables that accept no older format.
 
     Args:
-        tables: From the registry.
+        tables: Registered tables.
         accepted: The formats that this process is configured with.
 
     Raises:
         ConfigurationError: A table accepts a format that is not configured.
-        JobError: No table accepts an older format: no migration has begun.
+        JobError: No table accepts an older format, so no migration has begun.
     """
     configured = {old.name for old in accepted.formats}
     found = _in_migration(tables)
@@ -331,7 +337,7 @@ def tables_in_migration(tables: list[SealedTable], accepted: AcceptedFormats) ->
         if missing:
             raise ConfigurationError(
                 f"{table.table} accepts {', '.join(missing)}, which old_formats does not name",
-                remedy="Configure this process as those that read, or begin the migration anew.",
+                remedy="Configure this process like the readers, or begin the migration again.",
             )
     return found
 
@@ -340,26 +346,30 @@ def _in_migration(tables: list[SealedTable]) -> list[SealedTable]:
     found = [table for table in tables if table.old_formats]
     if not found:
         raise JobError(
-            "no migration has begun: the registry says of no table that it may hold older formats",
-            remedy="Begin it with `eventseal migrate begin`; then start the processes that read both.",
+            "no migration has begun: in the registry, no table accepts older formats",
+            remedy="Run `eventseal migrate begin`. Then start the processes that read both formats.",
         )
     return found
 
 
 def _refuse_other_scopes(sources: Sequence[OldSources]) -> None:
-    """Guess no scope where the application has one of its own: its mapper would read none of the items."""
+    """
+    Require a scope if the application has scopes other than the default.
+
+    If the scope were guessed, the application's mapper could not read the items.
+    """
     for source in sources:
         if source.pending and source.has_scopes:
             raise ConfigurationError(
-                f"in {source.table.table} the application seals under other scopes than {DEFAULT_SCOPE}, and "
-                "it was not said whose keys are to seal the older items. Nothing was written",
-                remedy="If its mapper has a key_scope, or its classes have one, give the same rule: "
-                "--key-scope-function MODULE:FUNCTION. If they belong under one scope: --key-scope SCOPE.",
+                f"in {source.table.table} the application seals under other scopes than {DEFAULT_SCOPE}, so "
+                "you must choose the scope of the older items. Nothing was written",
+                remedy="If its mapper or its classes have a key_scope, pass the same rule: "
+                "--key-scope-function MODULE:FUNCTION. If all items belong to one scope: --key-scope SCOPE.",
             )
 
 
 def _refuse_other_rules(store: SealedStore, options: Mapping[str, object]) -> None:
-    """Begin no second migration of the same tables if the first has a function, and none is given."""
+    """Refuse a second migration without a function if the first has one."""
     for job in list_jobs(store):
         is_same = {**job.options, "key_scope": None} == {**options, "key_scope": None}
         if is_same and job.state not in {jobs.FINISHED, UNREADABLE}:
@@ -370,11 +380,11 @@ def _refuse_left(store: SealedStore, tables: Sequence[SealedTable]) -> None:
     sources = old_sources(store, tables)
     left = {source.table.table: source.pending for source in sources if source.pending}
     if left:
-        counts = ", ".join([f"{count:,} in {table}" for table, count in left.items()])
+        counts = ", ".join([f"{counted(count, 'item')} in {table}" for table, count in left.items()])
         raise JobError(
-            f"items are left that are no envelopes under a key of {store.cipher.application}: {counts}",
-            remedy="Migrate them with `eventseal migrate`, which names those that it cannot; older formats "
-            "stay accepted until then.",
+            f"some items are not envelopes under a key of {store.cipher.application}: {counts}. Older "
+            "formats are still accepted",
+            remedy="Run `eventseal migrate`, which lists the items that it cannot migrate.",
         )
     for source in sources:
         for error in foreign(source, store.cipher.application):

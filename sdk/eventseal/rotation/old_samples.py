@@ -1,4 +1,4 @@
-"""A sample of the older items of a table, opened: which formats they are in, and whether keys are right."""
+"""Samples of a table's older items. They show the formats and wrong keys."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from eventseal.storage.items.rows import range_bounds
 from eventseal.storage.items.tables import ColumnKind
 from eventseal.storage.jobs import jobs
 from eventseal.storage.jobs import shards as job_shards
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,24 +41,24 @@ if TYPE_CHECKING:
 
 
 _PLACES, _ROWS = 20, 50
-"""From so many places of a table, so many rows each."""
+"""The places to read in a table, and the rows at each."""
 
 _WHOLE = 4
-"""How often opening an item and reading its row stand for all of the work, as for a re-encryption."""
+"""The duration of the whole work, relative to reading and opening."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """
-    What a few rows of a table were.
+    The results for some rows of a table.
 
     Attributes:
-        table: Its name.
-        items: How many rows.
-        opened: By format.
+        table: The table's name.
+        items: The number of rows.
+        opened: The number of rows that opened, by format.
         refused: Rows that look like a format, or name a key, and do not open.
-        failures: Rows that did not open, or name a class that they may not name, with the reason.
-        seconds: It took for each row.
+        failures: Rows that did not open, or that name a forbidden class, with the error.
+        seconds: The time for each row, in seconds.
     """
 
     table: str
@@ -70,12 +71,12 @@ class Sample:
 
 def sample_of(store: SealedStore, source: OldSources, accepted: AcceptedFormats) -> Sample:
     """
-    Open rows from all over a table; small tables whole.
+    Open rows from all parts of a table. Small tables are opened whole.
 
     Args:
-        store: Its items and keys.
-        source: What the table holds.
-        accepted: The formats.
+        store: The store of the items and keys.
+        source: The contents of the table.
+        accepted: The accepted formats.
 
     Raises:
         KmsError: The KMS refused or failed.
@@ -105,14 +106,15 @@ def sample_of(store: SealedStore, source: OldSources, accepted: AcceptedFormats)
 
 def refuse_wrong_keys(samples: Sequence[Sample], accepted: AcceptedFormats) -> None:
     """
-    Refuse a key that opens nothing, where rows do not open; nothing was written then.
+    Refuse a key that opens nothing although rows need one.
 
     Args:
-        samples: Of all tables.
-        accepted: The formats that are configured.
+        samples: The samples of all tables.
+        accepted: The configured formats.
 
     Raises:
-        ConfigurationError: A key is wrong, or the items are in other formats; the message names it.
+        ConfigurationError: A key is wrong, or the items are in other formats. The message names it. Nothing
+            was written.
     """
     opened: Counter[str] = Counter()
     for sample in samples:
@@ -122,18 +124,18 @@ def refuse_wrong_keys(samples: Sequence[Sample], accepted: AcceptedFormats) -> N
         if old.key_id is None or any(opened[o.name] for o in accepted.formats if o.key_id == old.key_id):
             continue
         raise ConfigurationError(
-            f"the key of {old.name}, whose check value is {old.key_id}, opens nothing: of {items} items that "
-            f"were looked at, {refused} do not open. Nothing was written",
-            remedy="Give the key that the old application encrypted with; if nothing is in this format, take "
-            "it out of old_formats.",
+            f"the key of {old.name}, whose check value is {old.key_id}, opens nothing: of "
+            f"{counted(items, 'checked item')}, {refused:,} did not open. Nothing was written",
+            remedy="Configure the key that the old application encrypted with. If nothing is in this format, "
+            "remove it from old_formats.",
             key_id=old.key_id,
         )
     if items and not opened:
         names = ", ".join([old.name for old in accepted.formats])
         raise ConfigurationError(
-            f"of {items} items that were looked at, none is in one of the formats {names}. "
+            f"of {counted(items, 'checked item')}, none is in one of the formats {names}. "
             "Nothing was written",
-            remedy="Name the formats that the old application wrote, with their keys, in old_formats.",
+            remedy="In old_formats, name the formats that the old application wrote, with their keys.",
         )
 
 
@@ -145,15 +147,16 @@ def sampled(
     registered: bool,
 ) -> list[Sample]:
     """
-    Take a sample of each table, and refuse wrong keys, unless a migration has moved something with them.
+    Take a sample of each table, and refuse wrong keys.
 
-    If one has, the items that are left may all be damaged: that they do not open says nothing of the keys.
+    If a migration with the same keys has already migrated items, keys are not refused. The remaining items
+    may all be damaged, so items that do not open prove nothing about the keys.
 
     Args:
-        store: Its items and keys.
-        sources: What the tables hold.
-        accepted: The formats that are configured.
-        registered: Whether only those count that the registry says are accepted in a table.
+        store: The store of the items and keys.
+        sources: The contents of the tables.
+        accepted: The configured formats.
+        registered: Whether a table accepts only the formats that the registry lists for it.
 
     Raises:
         ConfigurationError: A key is wrong, or the items are in other formats.
@@ -170,13 +173,13 @@ def sampled(
 
 
 def named_formats(accepted: AcceptedFormats) -> list[list[str | None]]:
-    """Name formats and their keys as a job keeps them."""
+    """Return formats and their key ids as a job stores them."""
     return [[old.name, None if old.key_id is None else str(old.key_id)] for old in accepted.formats]
 
 
-@reads("looking for migrations before")
+@reads("looking for earlier migrations")
 def _has_moved(connection: Connection, application: str, formats: list[list[str | None]]) -> bool:
-    """Say whether a migration with the same formats and keys has moved anything before."""
+    """Return whether an earlier migration with these formats and keys did anything."""
     return any(
         _has_done(connection, job)
         for job in jobs.load_jobs(connection, application)
@@ -187,7 +190,7 @@ def _has_moved(connection: Connection, application: str, formats: list[list[str 
 def _has_done(connection: Connection, job: jobs.Job) -> bool:
     try:
         totals = job_shards.load_totals(connection, job)
-    except IntegrityError:  # of a range of a job that is not this one's
+    except IntegrityError:  # the edited range belongs to another job
         return False
     return any(counts["done"] for counts in totals.by_table.values())
 
@@ -200,14 +203,14 @@ def looked_at(
     workers: Workers | None = None,
 ) -> JobResult:
     """
-    Give what a look at the tables found, before anything is moved.
+    Return the result of a check of the tables before a migration.
 
     Args:
-        store: Its items and keys.
-        sources: What the tables hold.
-        samples: Of those that hold something.
-        run: That looked.
-        workers: That would do the work, to say how long it would take.
+        store: The store of the items and keys.
+        sources: The contents of the tables.
+        samples: The samples of the tables that hold older items.
+        run: The run that made the check.
+        workers: The workers that would migrate. They determine the estimated time.
     """
     by_sample = {sample.table: sample for sample in samples}
     by_table: dict[str, dict[str, int]] = {}
@@ -234,9 +237,9 @@ def with_foreign(store: SealedStore, result: JobResult, sources: Sequence[OldSou
     Add the envelopes of other applications to the failures of a migration.
 
     Args:
-        store: Its items and keys.
-        result: Of the migration.
-        sources: What the tables hold now.
+        store: The store of the items and keys.
+        result: The result of the migration.
+        sources: The current contents of the tables.
     """
     failures = _foreign_failures(store, sources)
     if not failures:
@@ -277,21 +280,21 @@ _DIGITS = re.compile("[0-9a-f]{32}")
 
 def refuse_wrong_id_types(store: SealedStore, sources: Sequence[OldSources]) -> None:
     """
-    Refuse ids that are, or may well be, of the other type than the registry says.
+    Refuse ids that may have another type than the registry says.
 
     Args:
-        store: Its items and keys.
-        sources: What the tables hold.
+        store: The store of the items and keys.
+        sources: The contents of the tables.
 
     Raises:
-        ConfigurationError: What is sealed there is bound to ids of the other type; or ids that are said to be
-            text are the digits of UUIDs, and nothing is sealed there yet that says which.
+        ConfigurationError: The sealed items of a table are bound to ids of the other type. Or the ids are
+            registered as text but look like UUIDs, and no sealed item shows which type is right.
         StoreError: The database refused or failed.
     """
     if store.datastore.engine.dialect.name != "sqlite":
         return
     tables = [source.table for source in sources if not source.table.has_key_ids]
-    shown = [_is_shown(store, table) for table in tables]  # each: one may be wrong
+    shown = [_is_shown(store, table) for table in tables]  # a list, because each table may be wrong
     if any(shown):
         return
     for source in sources:
@@ -300,7 +303,7 @@ def refuse_wrong_id_types(store: SealedStore, sources: Sequence[OldSources]) -> 
 
 
 def _is_shown(store: SealedStore, table: SealedTable) -> bool:
-    """Whether something that is sealed there opens."""
+    """Return whether a sealed item opens, which proves the table's id type."""
     sealed = _rows(store, table, Selection(keys=None))
     found = opened_page(store, sealed, table.collection)
     if any(isinstance(outcome, Opened) for _, outcome in found):
@@ -310,10 +313,10 @@ def _is_shown(store: SealedStore, table: SealedTable) -> bool:
     if any(isinstance(outcome, Opened) for outcome in others):
         other = "uuid" if _has_text(table) else "text"
         raise ConfigurationError(
-            f"what is sealed in {table.table} is bound to ids of another type than originator_id_type says. "
-            "Nothing was written",
-            remedy=f'Set originator_id_type = "{other}", as the application has ORIGINATOR_ID_TYPE; then '
-            "run: eventseal init",
+            f"the sealed items of {table.table} are bound to ids of another type than "
+            "originator_id_type says. Nothing was written",
+            remedy=f'Set originator_id_type = "{other}", like ORIGINATOR_ID_TYPE in the application. Then '
+            "run `eventseal init`.",
         )
     return False
 
@@ -324,10 +327,9 @@ def _refuse_digits_as_text(store: SealedStore, table: SealedTable) -> None:
     ids = _rows(store, table, Selection(keys=None, plain=True)).sequence_ids
     if all(isinstance(an_id, str) and _DIGITS.fullmatch(an_id) for an_id in ids):
         raise ConfigurationError(
-            f"the ids of {table.table} look like UUIDs, and originator_id_type says text. "
-            "Nothing was written",
-            remedy='If the application has no ORIGINATOR_ID_TYPE=text, set originator_id_type = "uuid" and '
-            "run: eventseal init. If it has, let it write a sealed event first, which says so.",
+            f"the ids of {table.table} look like UUIDs, but originator_id_type is text. Nothing was written",
+            remedy='If the application does not set ORIGINATOR_ID_TYPE=text, set originator_id_type = "uuid" '
+            "and run `eventseal init`. If it does, let it first write a sealed event, which shows the type.",
         )
 
 
@@ -340,7 +342,7 @@ def _rows(store: SealedStore, table: SealedTable, selection: Selection) -> Page:
 
 
 def _of_the_other_type(place: ItemContext) -> ItemContext:
-    found: Any = place.sequence_id  # what an edit put there, too
+    found: Any = place.sequence_id  # an edit may have written any value
     if isinstance(found, UUID):
         return replace(place, sequence_id=found.hex)
     if isinstance(found, str) and _DIGITS.fullmatch(found):

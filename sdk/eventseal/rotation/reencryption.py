@@ -1,4 +1,4 @@
-"""Re-encrypt: items under old keys are sealed again under their scopes' active keys, while all goes on."""
+"""Re-encrypt items under old keys with active keys, while applications run."""
 
 from __future__ import annotations
 
@@ -48,42 +48,47 @@ def reencrypt(
     progress: Callable[[JobResult], None] | None = None,
 ) -> JobResult:
     """
-    Seal items again under the active keys of their scopes, while others append and read.
+    Encrypt items again under the active keys of their scopes.
 
-    The target is always the key that is active at the moment; no key is made. It may be interrupted anywhere:
-    the same call goes on with the unfinished job, and two at once share its work.
+    Other processes can append and read meanwhile. The new key is always the one that is active at that
+    moment, and no key is created. If it is interrupted, the same call continues the unfinished job. Two calls
+    at the same time share its work.
 
     Args:
-        store: An ``EventSeal``, or any object with its four.
-        keys: Only items under these; ``None``: all that are not under the active key of their scope, or not
-            in the cipher's suite, or not in its compression (what is not compressed stays so).
-        tables: Only these, by name; ``None``: all that are registered.
-        to_collection: Moves the one table that is named to this collection, which its record class says by
-            now: every item that is bound to its former one is sealed again. If none failed, readers accept
-            the new name alone from then on.
-        batch: Items in a transaction at most, from 1 to 100,000.
-        items_per_second: Over all workers, at least 0.001; ``None``: as fast as they can, or, where an
-            unfinished job is gone on with, as before.
-        shards: Workers to give the *executor*.
-        executor: Runs the workers; ``None``: one in this thread.
-        open_store: Opens the store in a worker; must be importable there. Other processes need it.
-        resume: Only go on with this job. Its keys and tables are those that it was begun with.
-        dry_run: Whether only to count, and to measure on a sample how long it would take.
-        progress: Called now and then with what was done so far.
+        store: An ``EventSeal``, or any other :class:`SealedStore`.
+        keys: Only items under these keys. ``None``: all items whose key is not the active key of their scope.
+            Items with another suite or compression than the cipher's are also encrypted again. Uncompressed
+            items stay so.
+        tables: Only these tables, by name. ``None``: all registered tables.
+        to_collection: Moves the one named table to this collection, which its record class already names.
+            Every item that is bound to the former collection is encrypted again. If none fails, readers then
+            accept only the new name.
+        batch: The most items in one transaction, from 1 to 100,000.
+        items_per_second: The highest rate of all workers together, at least 0.001. ``None``: no limit, or the
+            rate of the unfinished job that this call continues.
+        shards: The number of workers to run in the *executor*, 1 or more.
+        executor: Runs the workers. ``None``: one worker runs in this thread.
+        open_store: Opens the store in a worker. Workers in other processes need it and must be able to import
+            it.
+        resume: Only continue this job, with the keys and tables that it began with.
+        dry_run: Whether only to count, and to estimate the duration from a sample.
+        progress: Called from time to time with the progress so far.
 
     Returns:
-        ``done`` items were moved, ``failed`` ones do not open, are suspected forgeries, are of a scope
-        without an active key, or are neither envelopes nor what readers take for plain; ``left`` are to be
-        moved still. ``complete`` says that a look at all key ids that began when every process had noticed
-        the last rotation found nothing more to move; until that time, ``settles_at``, processes may append
-        under an old key. ``by_table`` counts by outcome, ``by_key`` by the key that items had.
+        The result's ``done`` counts the items that were encrypted again. Its ``failed`` counts the items that
+        do not open, are suspected forgeries, have a scope without an active key, or are neither envelopes nor
+        accepted plaintext. Its ``left`` counts the items still to do.
+
+        It is ``complete`` if nothing more to do was found after every process had noticed the last rotation.
+        Until that time, ``settles_at``, processes may append under an old key. ``by_table`` counts by
+        outcome, and ``by_key`` by the former key of the items.
 
     Raises:
-        ConfigurationError: An argument is wrong, a table is not registered, or a key is not one to move from.
-        JobError: *resume* is no job, or one of a release that keeps jobs in another way.
-        KmsError: The KMS refused or failed; the job goes on when this is called again.
-        StoreError: The database refused or failed; the job goes on when this is called again.
-        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
+        ConfigurationError: An argument is wrong, a table is not registered, or a key is active or destroyed.
+        JobError: *resume* is no job, or another release created it in another format.
+        KmsError: The KMS refused or failed. The next call continues the job.
+        StoreError: The database refused or failed. The next call continues the job.
+        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal init` first.
     """
     workers = Workers(
         batch=batch,
@@ -95,11 +100,11 @@ def reencrypt(
     if resume is not None and (
         keys is not None or tables is not None or to_collection is not None or dry_run
     ):
-        raise ConfigurationError("a resumed job has its own keys and tables", remedy="Give resume= alone.")
+        raise ConfigurationError("a resumed job has its own keys and tables", remedy="Pass only resume=.")
     if to_collection is not None and (keys is not None or tables is None or len(tables) != 1):
         raise ConfigurationError(
-            "one table is moved to another collection at a time, with all of its keys",
-            remedy="Name one table, and no keys.",
+            "only one table can be moved to another collection at a time, with all of its keys",
+            remedy="Pass one table, and no keys.",
         )
     if not dry_run:
         refuse_old_key_tables(store)
@@ -119,7 +124,8 @@ def reencrypt(
         options: dict[str, Any] = {
             "keys": None if keys is None else sorted(map(str, keys)),
             "tables": None if tables is None else sorted(tables),
-            # How envelopes begin that may stay: with another suite or compression it is other work.
+            # The first bytes of envelopes that may stay. With another suite or compression, it is another
+            # job.
             "heads": None
             if keys is not None or to_collection is not None
             else [head.hex() for head in store.cipher.heads],
@@ -158,35 +164,37 @@ def reencrypt(
 
 
 def _refuse_keys(store: SealedStore, keys: Collection[UUID]) -> None:
-    """Refuse keys from which nothing is moved."""
+    """Refuse keys whose items cannot or need not be re-encrypted."""
     records = store.key_store.get(keys)
     for key_id in sorted(keys):
         record = records.get(key_id)
         if record is None or record.application != store.cipher.application:
             raise ConfigurationError(
                 f"application {store.cipher.application} has no key {key_id}",
-                remedy="List the keys with `eventseal keys`.",
+                remedy="To list the keys, run `eventseal keys`.",
             )
         if record.state is KeyState.ACTIVE:
             raise ConfigurationError(
-                f"key {key_id} is the active one of scope {record.scope!r}: its items are where they belong",
-                remedy="Rotate the key first; then its items can be moved to the new one.",
+                f"key {key_id} is the active key of scope {record.scope!r}, so its items need no new key",
+                remedy="Rotate the key first. Then its items can be re-encrypted under the new key.",
             )
         if record.state is KeyState.DESTROYED:
             raise ConfigurationError(
-                f"key {key_id} is destroyed ({record.destroyed_by}): nothing can be moved from it",
-                remedy="Leave it out.",
+                f"key {key_id} was destroyed ({record.destroyed_by}), so its items cannot be re-encrypted",
+                remedy="Leave the key out.",
             )
 
 
 def with_unsealed(store: SealedStore, sources: Sequence[TableSources], result: JobResult) -> JobResult:
     """
-    Count rows of a result that were counted as plain as ``verify`` does: they may fail, or be set aside.
+    Check the rows that a result counts as plaintext, like ``verify``.
+
+    Such rows may fail, or be set aside.
 
     Args:
-        store: Whose readers they are.
-        sources: What each table held at the last look.
-        result: Of a re-encryption, or of its dry run.
+        store: The store whose readers accept plaintext.
+        sources: The contents of each table at the last look.
+        result: The result of a re-encryption or of its dry run.
 
     Raises:
         StoreError: The database refused or failed.
@@ -209,18 +217,22 @@ _SAMPLE = 1000
 
 
 _WHOLE = 4
-"""How often opening a page, and how often reading it, stands for all of the work: an item is opened, sealed,
-opened again; its row is read, found again, written, and indexed twice. Cautious on the machines measured."""
+"""
+The whole work's duration, relative to reading and opening a page.
+
+An item is opened, sealed and opened again. Its row is read, found again, written and indexed twice. This
+estimate was cautious on the measured machines.
+"""
 
 
 def estimate(store: SealedStore, sources: Sequence[TableSources], workers: Workers) -> JobResult:
     """
-    Count what would be moved, and open a sample of it; nothing is changed.
+    Count the items to re-encrypt, and open a sample. Change nothing.
 
     Args:
-        store: Its items and keys.
-        sources: What each table holds.
-        workers: That would share the work.
+        store: The store of the items and keys.
+        sources: The contents of each table.
+        workers: The workers that would share the work.
     """
     run = Run(verb=REENCRYPT)
     items = sum(source.pending for source in sources)
@@ -239,7 +251,7 @@ def estimate(store: SealedStore, sources: Sequence[TableSources], workers: Worke
 
 def _seconds_each(store: SealedStore, source: TableSources) -> float:
     selection = next(iter(source.selections(())))[1]
-    store.keyring.opening_keys(list(source.by_key)[:_SAMPLE])  # the KMS is asked once, not for each item
+    store.keyring.opening_keys(list(source.by_key)[:_SAMPLE])  # one call of the KMS, not one for each item
     started = time.perf_counter()
     page = TablePlace(store.datastore.engine, source.table).pages(selection, None, _SAMPLE)
     if not page:

@@ -1,4 +1,4 @@
-"""What every maintenance verb gives back, and what it has counted until then."""
+"""The results of maintenance verbs, and their counts while they run."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from eventseal.rotation.set_aside_rows import SetAside
 
 MAX_FAILURES = 1000
-"""Failures that a result lists; the count goes on."""
+"""The most failures that a result lists. All are counted."""
 
 MAX_KEYS_LISTED = 100_000
-"""Keys that a result lists by id; the counts go on."""
+"""The most keys that a result lists by id. All are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """
-    One item or key that failed: where it is and how, never what it holds.
+    An item or key that failed. It says where and how, but never shows contents.
 
     Attributes:
         table: The table of the row.
-        row: Its primary key, by the names of an item's fields.
+        row: The row's primary key, with the names of an item's fields.
         key_id: The key that the row names, if any.
-        error: The error's class.
-        message: What the error says, for people; JSON leaves it out.
-        remedy: What a person does next; JSON leaves it out.
+        error: The class of the error.
+        message: The error's message, for people. JSON leaves it out.
+        remedy: The next step for a person. JSON leaves it out.
     """
 
     table: str
@@ -65,23 +65,27 @@ class Failure:
 
     @classmethod
     def of_key(cls, table: str, key_id: UUID | None, error: EventSealError) -> Failure:
-        """Describe an error of one key's row in a table of EventSeal's own."""
+        """Describe an error of a key's row in one of EventSeal's tables."""
         return cls.of(table, {} if key_id is None else {"key_id": str(key_id)}, key_id, error)
 
     @classmethod
     def from_record(cls, said: Mapping[str, Any]) -> Failure:
-        """Read what :meth:`to_record` gave; an attacker who can write to its place may have edited it."""
+        """
+        Read the record that :meth:`to_record` returned.
+
+        An attacker who can write to the place where it is stored may have edited it.
+        """
         key_id = said["key_id"]
         texts = {name: str(said[name]) for name in ("table", "error", "message", "remedy")}
         row = {str(name): str(value) for name, value in said["row"].items()}
         return cls(**texts, row=row, key_id=None if key_id is None else UUID(key_id))
 
     def to_record(self) -> dict[str, Any]:
-        """Give all of it, as a job or the state of a verification keeps it."""
+        """Return all fields, as a job or a verification stores them."""
         return {**self.to_json(), "message": self.message, "remedy": self.remedy}
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as JSON has it."""
+        """Return the fields that ``--json`` prints."""
         key_id = None if self.key_id is None else str(self.key_id)
         return {"table": self.table, "row": dict(self.row), "key_id": key_id, "error": self.error}
 
@@ -89,29 +93,29 @@ class Failure:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
     """
-    What a verb did; given to a progress callback, what it has done so far.
+    The result of a verb, or its progress so far.
 
     Attributes:
-        verb: Its name, such as ``verify``.
-        complete: Whether it looked at everything that it was asked to look at.
-        done: Items, or keys, that it dealt with.
-        left: Those that it did not get to, or left out of a sample.
-        failed: Those that it could not deal with.
-        seconds: How long it took.
-        job_id: Under which it resumes. ``None`` for what needs no job, and if another run has finished the
-            job while items are left: run the verb again without an id.
-        by_table: Counts by table, and in it by outcome.
+        verb: The verb's name, such as ``verify``.
+        complete: Whether the verb checked everything that it should check.
+        done: The number of items or keys that the verb has finished.
+        left: The number of items or keys still to do, or left out of a sample.
+        failed: The number of items or keys that failed.
+        seconds: The duration in seconds.
+        job_id: The job to resume. ``None`` if the verb needs no job. Also ``None`` if another run has
+            finished the job while items are left: then run the verb again without an id.
+        by_table: Counts by table, and in each table by outcome.
         by_key: Counts by data key.
         by_kek: Counts by KEK.
-        failures: The first 1,000.
-        settles_at: Until when processes that have not noticed a change of keys may append what this verb did
-            not see; run it again then. By the key store's clock; ``None``: all have noticed.
-        estimated_seconds: Of a dry run: how long the verb would take here.
-        leftover: Why bytes of what was destroyed may be left in the database's files; empty: none that is
-            known of.
-        set_aside: Rows that are set aside and for whose sake keys stay. Of ``set-aside`` itself: the rows
-            that it dealt with.
-        given_up: Rows that are set aside and whose keys were destroyed, or would be.
+        failures: The first 1,000 failures.
+        settles_at: Until then, processes that have not noticed a change of keys may add items that this run
+            did not see. Run the verb again after that. By the key store's clock. ``None``: all have noticed.
+        estimated_seconds: For a dry run, the estimated duration of the verb in seconds.
+        leftover: The reason why bytes of destroyed keys may remain in the database's files. Empty: no such
+            reason is known.
+        set_aside: Rows that are set aside and that keep keys from being destroyed. For the verb
+            ``set-aside``, the rows that it has finished.
+        given_up: Rows that are set aside and whose keys were destroyed, or would be in a dry run.
     """
 
     verb: str
@@ -133,16 +137,20 @@ class JobResult:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the verb has more to do now, and not only when processes have noticed a change of keys."""
+        """
+        Whether the verb has work to do now.
+
+        Work that waits until processes have noticed a change of keys does not count.
+        """
         return not self.complete and (self.left > 0 or self.settles_at is None)
 
     def with_failures(self, failures: Sequence[Failure], failed: int) -> Self:
-        """Add what failed; as many are listed as there is room for."""
+        """Add failures. The list stays within its limit."""
         listed = (*self.failures, *failures)[:MAX_FAILURES]
         return replace(self, failed=self.failed + failed, failures=listed)
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as ``--json`` prints it; the last five fields only where they say something."""
+        """Return what ``--json`` prints. The last five fields are left out if empty."""
         shown: dict[str, Any] = {
             "verb": self.verb,
             "complete": self.complete,
@@ -171,19 +179,19 @@ class JobResult:
 @dataclass(slots=True, kw_only=True)
 class Run:
     """
-    What a run of a verb has done so far.
+    The counts of a running verb.
 
     Attributes:
-        verb: As its result names it.
-        progress: Called after each batch with what was done so far.
-        done: Keys, scopes or items that are done with.
-        left: Those that stay.
-        failed: Those that failed.
-        expected: How many there are.
-        by_table: Counts by table, and in it by outcome.
-        by_key: The first 100,000.
-        failures: The first 1,000.
-        started: By ``time.monotonic()``.
+        verb: The verb's name in its result.
+        progress: Called after each batch with the progress so far.
+        done: Keys, scopes or items that are finished.
+        left: Keys, scopes or items that stay as they are.
+        failed: Keys, scopes or items that failed.
+        expected: The total number of keys, scopes or items.
+        by_table: Counts by table, and in each table by outcome.
+        by_key: Counts by key, for the first 100,000 keys.
+        failures: The first 1,000 failures.
+        started: The start by ``time.monotonic()``, in seconds.
     """
 
     verb: str
@@ -198,33 +206,33 @@ class Run:
     started: float = field(default_factory=time.monotonic)
 
     def note(self, key_id: UUID, items: int) -> None:
-        """List a key, if there is room."""
+        """List a key, if the list is not full."""
         if len(self.by_key) < MAX_KEYS_LISTED:
             self.by_key[key_id] = items
 
     def add_failure(self, failure: Failure) -> None:
-        """Count a failure, and list it if there is room."""
+        """Count a failure, and list it if the list is not full."""
         self.failed += 1
         if len(self.failures) < MAX_FAILURES:
             self.failures.append(failure)
 
     def fail(self, table: str, key_id: UUID | None, error: EventSealError) -> None:
-        """Count the failure of a key, and list it if there is room."""
+        """Count a key's failure, and list it if there is room."""
         self.add_failure(Failure.of_key(table, key_id, error))
 
     def tell(self) -> None:
-        """Report what was done so far, and how much is left."""
+        """Report the progress so far, and how much is left."""
         if self.progress is not None:
             unseen = max(0, self.expected - self.done - self.left - self.failed)
             so_far = self.result(complete=False)
             self.progress(replace(so_far, left=so_far.left + unseen))
 
     def result(self, *, complete: bool, **more: Any) -> JobResult:
-        """Give what was done so far; *more* of its fields."""
+        """Return the progress so far, with *more* fields."""
         return JobResult(**self.facts(complete=complete, **more))
 
     def facts(self, *, complete: bool, **more: Any) -> dict[str, Any]:
-        """Give what was done so far as the fields of a result; *more* of them, or others in their place."""
+        """Return the progress as a result's fields. *more* adds or replaces some."""
         so_far = {
             "verb": self.verb,
             "complete": complete,

@@ -1,4 +1,4 @@
-"""Retire: destroy keys that no item needs any more, after nothing can be written under them."""
+"""Retire: stop writes under keys, and destroy keys that nothing needs."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ from eventseal.storage.database.transactions import read
 from eventseal.storage.items.places import TablePlace
 from eventseal.storage.jobs.compromised_items import drop_compromised_items
 from eventseal.storage.keys.wrapping_rows import overwrite_deleted
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -66,41 +67,44 @@ def retire(
     progress: Callable[[JobResult], None] | None = None,
 ) -> JobResult:
     """
-    Destroy keys under which nothing is sealed any more. Interrupted anywhere, it is run again.
+    Destroy keys that nothing needs. If it is interrupted, run it again.
 
-    In the items' database one transaction closes the keys' fences, which waits for every transaction that
-    wrote under them, and counts what is left in a later statement; only then their wrappings are deleted.
-    A branch key goes when it wraps no other key.
+    One transaction in the items' database closes the keys' fences, which waits for every transaction that
+    wrote under the keys. A later statement counts the items that are left. Only then the wrappings are
+    deleted. A branch key is destroyed when it wraps no other key.
 
     Args:
-        store: An ``EventSeal``, or any object with its four.
-        keys: Only these; ``None``: every data key and branch key that is deactivated or compromised.
-        give_up_set_aside: Whether rows that are set aside, and are still what they were, keep no key.
+        store: An ``EventSeal``, or any other :class:`SealedStore`.
+        keys: Only these keys. ``None``: every data key and branch key that is deactivated or compromised.
+        give_up_set_aside: Whether to destroy keys that only unchanged rows which are set aside need.
         dry_run: Whether to count only.
-        progress: Called after each batch with what was done so far.
+        progress: Called after each batch with the progress so far.
 
     Returns:
-        ``done`` counts the keys that were destroyed, or would be, ``left`` those that are needed still and
-        ``failed`` those whose fence somebody held or whose row is not in order, and the items whose column of
-        key ids and envelope name different keys: those keep both. ``by_key`` gives the items under each, or
-        for a branch key the keys: 0 for one that was destroyed. ``by_table`` gives the items that are left.
+        The result's ``done`` counts the keys that were destroyed, or would be. Its ``left`` counts the keys
+        that are still needed. Its ``failed`` counts the keys whose fence a transaction held, or whose row is
+        not in order. It also counts the items whose column and envelope name different keys: both keys stay.
+        Its ``by_key`` has the number of items under each key, or of keys under each branch key: 0 for a
+        destroyed key. Its ``by_table`` has the items that are left.
 
     Raises:
-        ConfigurationError: A table that looks sealed, or on SQLite holds envelopes, is not registered; or a
-            registered one is not there, whoever registered it, or lacks the trigger that fences it where
-            another program writes it; or a table holds events by tags, which nobody counts; or none of the
-            eventsourcing library's listed tables is there; or items are sealed in a place that the store
-            does not have.
-        IntegrityError: A row is neither an envelope nor what its table accepts; or, on SQLite, an index does
-            not have every row of its table; nothing was done.
-        JobError: A named key is needed still, with the ``result`` of the others; if only rows that are set
-            aside need it, with those as ``set_aside``. Or, before anything is done, a named one is active, or
-            of a purpose that is never retired; or rows that are set aside may need any key.
-        KeyNotFoundError: There is no such key; nothing was done.
-        StoreUnavailableError: Somebody held the fence of a named key, with the ``result`` of the others.
+        ConfigurationError: Some items may not be counted. A table that looks sealed, or on SQLite holds
+            envelopes, is not registered. A registered table is missing, whoever registered it, or lacks its
+            fencing trigger although another program writes it. A table holds events by tags, which nothing
+            counts. None of the eventsourcing library's listed tables exists. Or items are sealed in a place
+            that the store does not have.
+        IntegrityError: A row is neither an envelope nor in a format that its table accepts. Or, on SQLite, an
+            index does not have every row of its table. Nothing was done.
+        JobError: A named key is still needed. The error has the ``result`` of the others. If only rows that
+            are set aside need the key, it has those rows as ``set_aside``. Or a named key is active or has a
+            purpose that is never retired, or rows that are set aside may need any key. Then nothing was done.
+        KeyNotFoundError: There is no such key. Nothing was done.
+        StoreUnavailableError: A transaction held the fence of a named key. The error has the ``result`` of
+            the others.
         StoreError: The database refused or failed.
     """
-    # First everything that could hold items uncounted: their key would be destroyed (docs/decisions/0020).
+    # First refuse every place whose items would not be counted. Otherwise retire destroys a key that such
+    # items need (docs/decisions/0020).
     refuse_unregistered_tables(store)
     refuse_copies(store)
     refuse_tagged_events(store)
@@ -120,7 +124,7 @@ def retire(
 
 
 class _Retirement(Run):
-    """One run: what it has done so far, and how it goes on."""
+    """One run of retire: its counts and its next steps."""
 
     def __init__(
         self,
@@ -134,7 +138,7 @@ class _Retirement(Run):
         self._store = store
         self._tables = registered_tables(store.datastore, store.cipher.application)
         refuse_unfenced_tables(store, self._tables)
-        refuse_damaged_indexes(store, self._tables)  # before whatever goes by an index
+        refuse_damaged_indexes(store, self._tables)  # before any query that uses an index
         self._aside = AsideRows.of_store(store, self._tables)
         self._give_up = give_up
         refuse_damaged_rows(store, self._tables, self._aside, give_up=give_up)
@@ -145,14 +149,14 @@ class _Retirement(Run):
         self._needed: dict[UUID, str] = {}
         self._destroyed: set[UUID] = set()
         self._set_aside: set[UUID] = set()
-        """Keys that stay for the sake of rows that are set aside, and of nothing else."""
+        """Keys that only rows which are set aside need."""
         for table in self._tables:
             count, listed = differing_failures(store, table, self._aside, give_up=give_up)
             self.failed += count
             self.failures += listed[: MAX_FAILURES - len(self.failures)]
 
     def retire_pages(self) -> None:
-        """Retire whatever may go: data keys first, since they may be all that a branch key is needed for."""
+        """Retire data keys first. A branch key may be needed only by them."""
         for error in unknown_rows(self._store):
             self.fail(KEY_TABLE, getattr(error, "key_id", None), error)
         branches: list[UUID] = []
@@ -173,7 +177,7 @@ class _Retirement(Run):
         self._retire_branch_keys(branches)
 
     def retire_named(self, records: Sequence[KeyRecord]) -> None:
-        """Retire some keys, and say what needs those that must stay."""
+        """Retire the named keys. Raise an error for the keys that something needs."""
         for purpose, work in (
             (KeyPurpose.DATA, self._retire_data_keys),
             (KeyPurpose.BRANCH, self._retire_branch_keys),
@@ -182,12 +186,15 @@ class _Retirement(Run):
         facts: dict[str, Any] = {"result": self.result(complete=False)}
         needed = {k: what for k, what in self._needed.items() if k not in self._set_aside}
         for key_id, what in needed.items():
-            others = f", and {len(self._needed) - 1} more keys are needed" * (len(self._needed) > 1)
-            raise JobError(f"key {key_id} stays: {what}{others}", remedy=_REMEDY, key_id=key_id, **facts)
+            more = counted(len(self._needed) - 1, "more key")
+            others = f". Something also needs {more}" * (len(self._needed) > 1)
+            raise JobError(
+                f"key {key_id} was not destroyed: {what}{others}", remedy=_REMEDY, key_id=key_id, **facts
+            )
         for key_id in self._set_aside:
             rows = self._aside.of_keys([key_id])
             raise JobError(
-                f"key {key_id} stays: only rows that are set aside need it: {named_rows(rows)}",
+                f"key {key_id} was not destroyed: only rows that are set aside need it: {named_rows(rows)}",
                 remedy=GIVE_UP,
                 key_id=key_id,
                 set_aside=tuple(here.said for here in rows),
@@ -198,7 +205,7 @@ class _Retirement(Run):
             raise error
 
     def result(self, *, complete: bool, **more: Any) -> JobResult:
-        """Give what was done so far, by table too, and what was set aside."""
+        """Return the progress so far, with the rows that are set aside."""
         kept = self._aside.of_keys(self._set_aside) if self._set_aside else []
         return super().result(
             complete=complete,
@@ -208,7 +215,7 @@ class _Retirement(Run):
         )
 
     def _given_up(self) -> tuple[SetAside, ...]:
-        """Give the rows that lost their key, and those of which nobody knows whether they did."""
+        """Return the rows that lost their key, or may have lost it."""
         if not self._destroyed or not self._give_up:
             return ()
         rows = [
@@ -227,14 +234,14 @@ class _Retirement(Run):
             self.tell()
 
     def _retire_batch(self, key_ids: Sequence[UUID]) -> None:
-        """Leave out what is needed, before any fence is closed; it is counted again afterwards."""
+        """Drop needed keys before any fence closes. Later they are counted again."""
         free = self._checked(self._unneeded([*self._table_places, *self._places], key_ids))
         if self._dry_run:
             self._count_done(free)
             return
         engine = self._store.datastore.engine
-        # Counted again in the transaction that closes the fences: a row restored meanwhile keeps its key
-        # (docs/decisions/0026).
+        # Counted again in the transaction that closes the fences, because a row may have been restored
+        # meanwhile, and such a row keeps its key (docs/decisions/0026).
         excused = self._aside.count_needed if self._give_up else None
         closing = close_and_count(engine, self._tables, free, even_if_needed=False, excused=excused)
         self._keep(closing.needed)
@@ -242,14 +249,14 @@ class _Retirement(Run):
             self._held[key_id] = error
             self.fail(FENCE_TABLE, key_id, error)
         closed = list(closing.closed)
-        # After those of the tables, which can be undone: this fence stays closed, even if the key must stay
-        # (docs/decisions/0020).
+        # After the fences of the tables, because those can be undone. This fence stays closed even if the key
+        # must stay (docs/decisions/0020).
         for place in self._places if closed else ():
             place.close_fence(closed)
         self._destroy(self._unneeded(self._places, closed))
 
     def _unneeded(self, places: Iterable[SealedPlace], key_ids: Sequence[UUID]) -> list[UUID]:
-        """Leave out keys that items of places need."""
+        """Drop the keys that items in these places need."""
         items: dict[UUID, Counter[str]] = {}
         for place in places if key_ids else ():
             for key_id, count in place.count_by_key(key_ids, purpose=KeyPurpose.DATA).items():
@@ -271,8 +278,8 @@ class _Retirement(Run):
             if by_table == aside.get(key_id):
                 self._set_aside.add(key_id)
                 outcome = SET_ASIDE
-            said = ", ".join(f"{count} items of {table}" for table, count in by_table.items())
-            self._stays(key_id, by_table.total(), f"{said} need it")
+            needing = ", ".join(f"{counted(count, 'item')} of {table}" for table, count in by_table.items())
+            self._stays(key_id, by_table.total(), f"it is needed by {needing}")
             for table, count in by_table.items():
                 self.by_table.setdefault(table, Counter())[outcome] += count
 
@@ -281,7 +288,7 @@ class _Retirement(Run):
     def _retire_branch_keys(self, key_ids: Sequence[UUID]) -> None:
         uses = self._store.keyring.destroyer.wrapped_under(key_ids)
         for branch_id, wrappings in uses.items():
-            self._stays(branch_id, wrappings, f"{wrappings} keys are wrapped under it")
+            self._stays(branch_id, wrappings, f"it wraps {counted(wrappings, 'key')}")
         free = self._checked([key_id for key_id in key_ids if key_id not in uses])
         if self._dry_run:
             self._count_done(free)
@@ -291,21 +298,24 @@ class _Retirement(Run):
 
     def _opens_without(self, branch_ids: Sequence[UUID]) -> bool:
         """
-        Say whether every key was seen to open without these branch keys; if not, all of them stay.
+        Return whether every key opens without these branch keys.
 
-        That no wrapping names a branch key is no proof: somebody may have deleted the rows that did.
+        If not, all of them stay. It is no proof if no wrapping names a branch key, because somebody may have
+        deleted the rows that did.
         """
-        # A key goes only by proof (docs/decisions/0009).
+        # A key is destroyed only with proof (docs/decisions/0009).
         uris = set(map(branch_uri, branch_ids))
         proof = self._store.keyring.wrappings.prove_without(
             lambda wrapped: wrapped.kek_uri in uris, ending=branch_ids, batch=_BATCH_SIZE
         )
-        # A JobError stands for a key that a stale writer has wrapped meanwhile: nothing is amiss with it.
+        # A JobError means that a process with stale keys has wrapped a key meanwhile: the key is in order.
         broken = {k: error for k, error in proof.failures.items() if not isinstance(error, JobError)}
         for failure in broken.items():
             self.fail(WRAPPING_TABLE, *failure)
         for branch_id in branch_ids if proof.failed else ():
-            self._stays(branch_id, proof.failed, f"{proof.failed} keys do not open without it")
+            self._stays(
+                branch_id, proof.failed, f"without it, {counted(proof.failed, 'key')} cannot be opened"
+            )
         return not proof.failed
 
     # --- both ---
@@ -316,7 +326,7 @@ class _Retirement(Run):
         self._needed[key_id] = why
 
     def _checked(self, key_ids: Sequence[UUID]) -> list[UUID]:
-        """Leave out keys whose row is not in order: no fence is closed because of an edited row."""
+        """Drop keys whose row is edited, so that it closes no fence."""
         return self._each_if_not_all(
             key_ids, lambda some: self._store.keyring.destroyer.retire(some, dry_run=True)
         )
@@ -330,7 +340,7 @@ class _Retirement(Run):
     def _each_if_not_all(
         self, key_ids: Sequence[UUID], work: Callable[[Sequence[UUID]], object]
     ) -> list[UUID]:
-        """Do *work* with all keys together; if one of them is refused, with each alone."""
+        """Do *work* with all keys together. If one is refused, do each alone."""
         if not key_ids:
             return []
         try:
@@ -343,7 +353,7 @@ class _Retirement(Run):
         return list(key_ids)
 
     def _refuse(self, key_id: UUID, error: EventSealError) -> None:
-        if isinstance(error, JobError):  # a wrapping under it, or a state, that came meanwhile
+        if isinstance(error, JobError):  # meanwhile, it got a wrapping under it, or another state
             self._stays(key_id, 1, str(error))
         else:
             self.fail(KEY_TABLE, key_id, error)
@@ -356,18 +366,18 @@ class _Retirement(Run):
 
 
 _REMEDY = (
-    "Encrypt again what is under a data key (`eventseal reencrypt`), wrap again what is under a branch key "
-    "(`eventseal rewrap`); then retire it. What `reencrypt` reports as a suspected forgery keeps its key. If "
-    "keys do not open without a branch key, restore their rows of key_wrappings from a backup."
+    "For a data key, run `eventseal reencrypt`. For a branch key, run `eventseal rewrap`. Then retire the "
+    "key again. An item that `reencrypt` reports as a suspected forgery keeps its key. If keys cannot be "
+    "opened without a branch key, restore their rows of key_wrappings from a backup."
 )
 
 
 def _named(store: SealedStore, keys: Collection[UUID]) -> list[KeyRecord]:
-    """Read named keys; what is destroyed already needs nothing more."""
+    """Read the named keys, without those that are already destroyed."""
     found = store.key_store.get(keys)
     for key_id in keys:
         if key_id not in found:
-            raise KeyNotFoundError(f"the key store has no key {key_id}", key_id=key_id)
+            raise KeyNotFoundError(f"key {key_id} is not in the key store", key_id=key_id)
     for record in found.values():
         refuse_retirement(record)
     return [record for record in found.values() if record.state is not KeyState.DESTROYED]

@@ -1,4 +1,4 @@
-"""Rewrap: keys move to the newest version of their KEK or to another KEK, and whether a KEK may go."""
+"""Rewrap keys under current KEKs, and check whether a KEK is needed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from eventseal.keys.wrapping.unwrapping import is_under
 from eventseal.kms import adapter_from_uri
 from eventseal.rotation.results import Failure, JobResult, Run
 from eventseal.rotation.table_checks import refuse_old_key_tables
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,17 +24,18 @@ if TYPE_CHECKING:
 
 
 _CHECK_VALUE = 8
-"""The version of a UUID that is computed from a key."""
+"""The UUID version of a check value, which a key determines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KekReport:
     """
-    What hangs on each KEK.
+    The wrappings under each KEK.
 
     Attributes:
-        application: Whose keys.
-        uses: Wrappings of live keys by KEK and version, branch keys included, in order of both.
+        application: The application that owns the keys.
+        uses: Counts of wrappings by KEK and version, in that order. They include branch keys, and leave out
+            destroyed keys.
     """
 
     application: str
@@ -41,14 +43,14 @@ class KekReport:
 
     @property
     def by_kek(self) -> Mapping[str, int]:
-        """Wrappings by KEK, over its versions."""
+        """The number of wrappings by KEK, over all its versions."""
         counts: Counter[str] = Counter()
         for use in self.uses:
             counts[use.kek_uri] += use.wrappings
         return counts
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as ``--json`` prints it."""
+        """Return what ``--json`` prints."""
         return {
             "application": self.application,
             "keks": [
@@ -65,10 +67,12 @@ class KekReport:
 
 def kek_report(store: SealedStore) -> KekReport:
     """
-    Tell what hangs on which KEK, and on which version of it: one query, and no KEK is asked.
+    Count the wrappings under each KEK and each of its versions.
+
+    It runs one query, and calls no KEK.
 
     Args:
-        store: Whose keyring names the application.
+        store: The store whose keyring names the application.
 
     Raises:
         StoreError: The key store refused or failed.
@@ -79,48 +83,48 @@ def kek_report(store: SealedStore) -> KekReport:
 
 def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) -> int:
     """
-    Refuse that a KEK, or one version of it, is taken away while keys need it.
+    Refuse to remove a KEK, or a version, while keys need it.
 
-    Every live key is unwrapped without it, under another KEK that the store is configured with; for a
-    version, maybe under another version of the same KEK. A key that does not open so needs it. What the key
-    tables say about wrappings is no proof.
+    It unwraps every key that is not destroyed without this KEK, under another configured KEK. For a version,
+    it may also use another version of the same KEK. A key that cannot be opened this way needs the KEK. The
+    key tables alone prove nothing about wrappings.
 
     Args:
-        store: Whose keyring has the KEKs that are to stay; they must let it unwrap.
-        uri: The KEK: as it is configured, or as the key tables name it.
-        version: As the report tells it; ``None``: the whole KEK.
+        store: The store whose keyring has the KEKs that stay. They must allow it to unwrap.
+        uri: The KEK, by its configured name or by its name in the key tables.
+        version: The version, as the report shows it. ``None``: the whole KEK.
 
     Returns:
-        How many wrappings are still there under it; none of them is needed.
+        The number of wrappings that still exist under it. None of them is needed.
 
     Raises:
-        ConfigurationError: *uri* names no KEK that is configured or in the key tables, or *version* is none
-            of its versions there.
-        JobError: Keys need it; the message says how many, and names the first.
-        IntegrityError: The store key's row is not what a keyring sealed.
-        KmsError: An alias could not be resolved, or a KEK that is to stay refused or failed.
+        ConfigurationError: *uri* is no KEK that is configured or in the key tables, or *version* is none of
+            its versions there.
+        JobError: Keys need it. The message has their number, and names the first.
+        IntegrityError: The store key's row is not authentic.
+        KmsError: An alias could not be resolved, or a KEK that stays refused or failed.
         StoreError: The key store refused or failed.
     """
     report = kek_report(store)
     stored = {use.kek_uri for use in report.uses}
-    known = ", ".join(sorted(stored)) or "none, since there are no keys"
+    known = f"Use one of these: {', '.join(sorted(stored))}." if stored else "No key is wrapped yet."
     try:
         named = kek_names(store, uri, stored)
     except ConfigurationError as error:
         raise ConfigurationError(
-            f"no key is wrapped under {uri}, and it names no KEK: {error}", remedy=f"Name one of: {known}."
+            f"no key is wrapped under {uri}, and it is not the name of a KMS key: {error}", remedy=known
         ) from error
     if not named and not _is_configured(store, uri):
         raise ConfigurationError(
-            f"no key is wrapped under {uri}, and it is not configured: a spelling mistake looks the same",
-            remedy=f"Name one of: {known}. Or list it in kms_key, to ask about a KEK that wraps no key now.",
+            f"no key is wrapped under {uri}, and it is not configured, so it may be misspelled",
+            remedy=f"{known} To check a KMS key that wraps no key now, add it to kms_key.",
         )
     versions = [use.kek_version for use in report.uses if use.kek_uri in named]
     if version is not None and version not in versions:
         raise _no_such_version(version, uri, versions)
 
     def is_leaving(wrapped: WrappedKey) -> bool:
-        # Of a wrapping that does not say its version, it may be this one.
+        # A wrapping without a version may be of this version.
         return wrapped.kek_uri in named and (version is None or wrapped.kek_version in {version, None})
 
     proof = store.keyring.wrappings.prove_without(is_leaving)
@@ -128,9 +132,10 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
         what = uri if version is None else f"version {version} of {uri}"
         key_id, reason = next(iter(proof.failures.items()))
         raise JobError(
-            f"{what} is needed: {proof.failed} live keys do not open without it. The first: {reason}",
-            remedy="Run `eventseal rewrap`, then ask again. If it reports failures, find out who changed the "
-            "key tables, and restore the rows of those keys from a backup.",
+            f"{what} is needed: without it, {counted(proof.failed, 'key')} cannot be opened. "
+            f"The first error: {reason}",
+            remedy="Run `eventseal rewrap`, then check again. If it reports failures, find out who changed "
+            "the key tables, and restore the rows of those keys from a backup.",
             kek_uri=uri,
             kek_version=version,
             keys=proof.failed,
@@ -143,16 +148,16 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
 
 def kek_names(store: SealedStore, uri: str, stored: Collection[str]) -> set[str]:
     """
-    Give the names that a KEK has among those of wrappings.
+    Return the names of a KEK in wrappings.
 
     Args:
-        store: Whose configured KEKs are looked at first.
-        uri: The KEK: as it is configured, or as wrappings name it.
+        store: The store whose configured KEKs are checked first.
+        uri: The KEK, by its configured name or by its name in wrappings.
         stored: The names that wrappings have.
 
     Raises:
-        ConfigurationError: *uri* names no KEK.
-        KmsError: An alias had to be resolved, and could not be.
+        ConfigurationError: *uri* is not the name of a KEK.
+        KmsError: An alias could not be resolved.
     """
     if uri in stored:
         return {uri}
@@ -166,7 +171,7 @@ def _is_configured(store: SealedStore, uri: str) -> bool:
 
 
 def _adapter_of(store: SealedStore, uri: str) -> KmsAdapter | None:
-    """Give the KEK's adapter; ``None`` for a key file that is named by its key, and not by its path."""
+    """Return the KEK's adapter. For a key file's check value, return ``None``."""
     configured = next((kek for kek in store.keyring.keks if kek.uri == uri), None)
     if configured is None and not _is_of_a_key_file(uri):
         return adapter_from_uri(uri)
@@ -174,7 +179,7 @@ def _adapter_of(store: SealedStore, uri: str) -> KmsAdapter | None:
 
 
 def _is_of_a_key_file(uri: str) -> bool:
-    """Whether the key tables name a key file so: by a check value of its key, and not by its path."""
+    """Return whether a name is the check value of a key file."""
     scheme, _, name = uri.partition("://")
     try:
         return scheme == "local" and str(UUID(name)) == name and UUID(name).version == _CHECK_VALUE
@@ -193,7 +198,7 @@ def _no_such_version(version: str, uri: str, known: Sequence[str | None]) -> Con
 
 
 WRAPPING_TABLE = "key_wrappings"
-"""Names the wrappings in ``by_table`` and in failures."""
+"""The name of the wrappings in ``by_table`` and in failures."""
 
 
 def rewrap(
@@ -205,35 +210,36 @@ def rewrap(
     progress: Callable[[JobResult], None] | None = None,
 ) -> JobResult:
     """
-    Wrap every live key where it should be, and drop what that makes superfluous.
+    Wrap every key, unless destroyed, under the current KEKs and versions.
 
-    Without *to* each key gets a wrapping under the newest version of every configured KEK, also under those
-    that it misses, and loses those under older versions. With *to* that KEK becomes the only one. Data keys
-    under branch keys are wrapped under their branch's active key. What was done is in the rows: run again, it
-    goes on.
+    Without *to*, each key gets a wrapping under the newest version of every configured KEK, including KEKs
+    that it lacks. Its wrappings under older versions are deleted. With *to*, that KEK becomes the only one.
+    Data keys under branch keys are wrapped under their branch's active key. The rows record the progress, so
+    the next call continues.
 
-    Inside one KMS service no key is seen, and no right to decrypt is needed. The old wrapping then stays
-    until a process that opens keys has unwrapped the new one. Run it again after that, with the right to
-    decrypt: a wrapping goes only in a run that has itself unwrapped the one that stays.
+    Inside one KMS service, the KMS rewraps a key without revealing it, and no right to decrypt is needed. The
+    old wrapping then stays until a process that opens keys has unwrapped the new one. Call it again after
+    that, with the right to decrypt. A run deletes a wrapping only if it has itself unwrapped the one that
+    stays.
 
     Args:
-        store: Whose keyring has the KEKs.
-        to: The only KEK that is to remain. If it is not configured yet, the old wrappings stay until it is.
-        batch: Keys in one call, 1 or more.
-        dry_run: Whether only to count; a KEK is asked for nothing but its newest version.
-        progress: Called after each batch with what was done so far.
+        store: The store whose keyring has the KEKs.
+        to: The only KEK that remains. If it is not configured yet, the old wrappings stay until it is.
+        batch: The number of keys in one call, 1 or more.
+        dry_run: Whether only to count. KEKs are only called for their newest version.
+        progress: Called after each batch with the progress so far.
 
     Returns:
-        ``done`` keys are wrapped as they should be; ``left`` are those that would move (in a dry run), and
-        those whose old wrappings stay for now: ``by_table`` tells them apart. ``by_kek`` counts the wrappings
-        afterwards.
+        The result's ``done`` counts the keys with current wrappings. Its ``left`` counts the keys that would
+        change in a dry run, and the keys whose old wrappings stay for now. Its ``by_table`` tells these two
+        apart. Its ``by_kek`` counts the wrappings afterwards.
 
     Raises:
         ConfigurationError: An argument is refused.
-        IntegrityError: The store key's row is not what a keyring sealed.
-        KmsError: A KEK refused or failed; what was done stays.
+        IntegrityError: The store key's row is not authentic.
+        KmsError: A KEK refused or failed. Finished keys stay done.
         StoreError: The key store refused or failed.
-        StoreReadOnlyError: The key tables are of an earlier release: run `eventseal init` first.
+        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal init` first.
     """
     if not dry_run:
         refuse_old_key_tables(store)

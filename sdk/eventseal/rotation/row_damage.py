@@ -1,4 +1,4 @@
-"""Damaged rows that may be set aside: they do not open, and that is not for want of a key or a KMS."""
+"""Damaged rows that can be set aside. No missing key or KMS explains them."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ if TYPE_CHECKING:
 
 
 _OF_A_KEY = (KeyNotFoundError, KekNotConfiguredError, WrongApplicationError)
-"""What says that only a key is missing here, and nothing of the row."""
+"""Errors of a missing key, which say nothing about the row."""
 _OF_THE_ROW = frozenset({OPAQUE_INTEGRITY_MESSAGE, OPAQUE_OLD_MESSAGE})
-"""What an ``IntegrityError`` says of a row. Every other one says that a row of the key tables was edited."""
+"""Messages of an ``IntegrityError`` about a row. Any other is about the key tables."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DamagedRow:
     """
-    A row that does not open, and why.
+    A row that does not open, and its error.
 
     Attributes:
-        table: From the registry.
-        place: Sequence id and position, as pages give them.
-        sha256: The digest of the row as it is; see ``StoredRow.digest``.
-        error: What opening it ended in.
+        table: The registered table.
+        place: The row's sequence id and position, as pages return them.
+        sha256: The digest of the row as it is. See ``StoredRow.digest``.
+        error: The error that opening the row raised.
     """
 
     table: SealedTable
@@ -71,12 +71,12 @@ class DamagedRow:
 @dataclass(frozen=True, slots=True)
 class DamagedRows:
     """
-    What was found.
+    The rows that do not open.
 
     Attributes:
-        rows: Those that may be set aside, in order.
-        refused: Rows that fail and may not, each with the reason.
-        already: How many are set aside.
+        rows: The rows that can be set aside, in order.
+        refused: Failing rows that cannot be set aside, each with the reason.
+        already: The number of rows that are already set aside.
     """
 
     rows: Sequence[DamagedRow]
@@ -89,20 +89,20 @@ def damaged_row(store: SealedStore, table: str, sequence_id: str, position: str)
     Try to open one row, as ``verify`` does.
 
     Args:
-        store: An ``EventSeal``, or any object with its four.
+        store: An ``EventSeal``, or any other :class:`SealedStore`.
         table: A registered table.
-        sequence_id: As text.
-        position: As text.
+        sequence_id: The item's sequence id, as text.
+        position: The item's position, as text.
 
     Returns:
-        The row, or nothing if it is set aside already.
+        The row, or nothing if it is already set aside.
 
     Raises:
-        ConfigurationError: The table is not registered, or a text is not of the column's kind. Or the row is
-            no envelope, the table's migration lasts, and the settings do not open the older items there.
+        ConfigurationError: The table is not registered, or a text does not fit the type of its column. Or the
+            row is no envelope, its table is being migrated, and the settings do not open the older items.
         ItemNotFoundError: There is no such row.
-        JobError: It opens, or is erased, or only a key is missing, or only its key id was edited.
-        KmsError: The KMS refused or failed: that says nothing about the row.
+        JobError: The row opens or is erased, only a key is missing, or only the row's key id was edited.
+        KmsError: The KMS refused or failed, which says nothing about the row.
         StoreError: The database refused or failed.
     """
     row = find_item(store.datastore, store.cipher.application, table, sequence_id, position)
@@ -125,14 +125,14 @@ def damaged_rows(
     Try to open every row of a table, as ``verify`` does.
 
     Args:
-        store: An ``EventSeal``, or any object with its four.
+        store: An ``EventSeal``, or any other :class:`SealedStore`.
         table: A registered table.
-        progress: Called after each page with how many rows were looked at; ``failed`` of them do not open.
+        progress: Called after each page. ``failed`` counts the checked rows that do not open.
 
     Raises:
-        ConfigurationError: The table is not registered. Or a row is no envelope, the table's migration lasts,
+        ConfigurationError: The table is not registered. Or a row is no envelope, its table is being migrated,
             and the settings do not open the older items there.
-        KmsError: The KMS refused or failed: that says nothing about the rows.
+        KmsError: The KMS refused or failed, which says nothing about the rows.
         StoreError: The database refused or failed.
     """
     judge = _Judge(store, table)
@@ -142,7 +142,7 @@ def damaged_rows(
 
 
 class _Judge:
-    """Parts the rows of a table that fail into those that are damaged and those that a key may save."""
+    """Divides failing rows into damaged ones and ones a key may save."""
 
     def __init__(self, store: SealedStore, table: str) -> None:
         self._store = store
@@ -153,12 +153,12 @@ class _Judge:
         self._has_checked_formats = False
 
     def look(self, rows: Sequence[ItemRow]) -> Tally:
-        """Open rows that were read, and part those that fail."""
+        """Open rows that were read, and divide the failing ones."""
         checks = ItemChecks(self._store, self.table, aside=self._aside, on_failure=self._part)
         return checks.check(rows)
 
     def look_at_all(self, progress: Callable[[JobResult], None] | None) -> Tally:
-        """Open all rows, and part those that fail."""
+        """Open all rows, and divide the failing ones."""
         failing: list[ItemRow] = []
         counted = count_by_key(self._store.datastore.engine, self.table)
         run = Run(verb="set-aside", progress=progress, expected=sum(counted.values()))
@@ -171,7 +171,7 @@ class _Judge:
             run.failed = found.total("failed")
             run.done = found.by_table[self.table.table].total() - run.failed
             run.tell()
-        # Once more without the marks of compromised keys: a suspected forgery may open.
+        # Again without the marks of compromised keys, because a suspected forgery may open.
         for rows in chunks(failing):
             self.look(rows)
         parted = {*self.refusals, *(row.place for row in self.rows)}
@@ -184,7 +184,10 @@ class _Judge:
         place = row[:2]
         stored = stored_row(self._store.datastore.engine, self.table, place)
         if stored is None or not stored.is_still(row):
-            self.refusals[place] = JobError("the row is being changed right now", remedy="Run it again.")
+            self.refusals[place] = JobError(
+                "the row changed during the check, so it was not set aside",
+                remedy="Run the same command again.",
+            )
             return
         refusal = self._refusal(row, stored, error)
         if refusal is not None:
@@ -193,7 +196,7 @@ class _Judge:
             self.rows.append(DamagedRow(table=self.table, place=place, sha256=stored.digest, error=error))
 
     def _refusal(self, row: ItemRow, stored: StoredRow, error: EventSealError) -> JobError | None:
-        """Refuse a row that is sound, or may be, since its key does not open here."""
+        """Return why a row may be sound. ``None``: it is damaged."""
         is_integrity = isinstance(error, IntegrityError)
         if isinstance(error, _OF_A_KEY) or (is_integrity and str(error) not in _OF_THE_ROW):
             return JobError(_NEEDS_KEY.format(error), remedy=error.remedy)
@@ -201,12 +204,12 @@ class _Judge:
         if isinstance(opened, Opened):
             if opened.key_id != row.key_id:
                 return JobError(
-                    "the row opens: only the key id beside it was edited",
-                    remedy="Run `eventseal repair`, which puts the key id right.",
+                    "the row opens: only its key id column was edited",
+                    remedy="To correct the key id, run `eventseal repair`.",
                 )
             return JobError(
-                f"the item opens, so all that is inside it is as it was written: {error}",
-                remedy="Find out which program wrote the item, and let it write the item anew.",
+                f"the item opens, so its contents are as they were written: {error}",
+                remedy="Find out which program wrote the item, and let it write the item again.",
             )
         key_id = stored.header_key
         if key_id is None:
@@ -214,7 +217,7 @@ class _Judge:
         if key_id is None or not is_integrity:
             return None
         outcome = self._store.keyring.opening_keys([key_id])[key_id]
-        # A header that was overwritten names a key that there never was: then the row is damaged.
+        # An overwritten header names a key that never existed, so the row is damaged.
         if not isinstance(outcome, EventSealError) or isinstance(
             outcome, KeyDestroyedError | KeyNotFoundError
         ):
@@ -229,7 +232,7 @@ class _Judge:
         return outcomes[0]
 
     def _check_formats(self) -> None:
-        """Refuse settings that do not open the older items of a migration, as ``migrate`` refuses them."""
+        """Refuse settings that do not open a migration's older items, like ``migrate``."""
         if self._has_checked_formats or not self.table.old_formats:
             return
         store = self._store
@@ -239,12 +242,12 @@ class _Judge:
         self._has_checked_formats = True
 
 
-_NEEDS_KEY = "the row may be sound, but its key is not there: {}"
+_NEEDS_KEY = "the row may be undamaged, but its key cannot be used: {}"
 _OPENS = (
     "opens",
-    "There is nothing to set aside. If `eventseal verify` names the row, follow the remedy there.",
+    "There is nothing to set aside. If `eventseal verify` lists the row, follow the remedy there.",
 )
 _WHAT_IT_IS = {
-    "erased": ("is erased: its key was shredded", "Nothing has to be done."),
-    "foreign": ("is another application's", "Run it with that application's settings."),
+    "erased": ("is erased: its key was shredded", "You need not do anything."),
+    "foreign": ("belongs to another application", "Run the command with that application's settings."),
 }

@@ -1,4 +1,4 @@
-"""What the maintenance verbs work on: its options, its tables of sealed items, and its keys, page by page."""
+"""The store that maintenance verbs work on: its options, tables and keys."""
 
 from __future__ import annotations
 
@@ -28,45 +28,47 @@ if TYPE_CHECKING:
 
 
 PAGE_SIZE = 1000
-"""Keys that are read at a time."""
+"""The number of keys to read in one page."""
 
 
 @runtime_checkable
 class SealedStore(Protocol):
-    """A store of sealed items; ``EventSeal`` is one, and so is any object with these four."""
+    """A store of sealed items, such as ``EventSeal``. It has these four attributes."""
 
     @property
     def keyring(self) -> Keyring:
-        """Whose keys seal the items."""
+        """The keyring whose keys seal the items."""
         ...
 
     @property
     def cipher(self) -> AESCipher:
-        """Opens the items, with the keyring's keys."""
+        """The cipher that opens the items with the keyring's keys."""
         ...
 
     @property
     def key_store(self) -> KeyStore:
-        """Where the keyring keeps its keys."""
+        """The key store of the keyring."""
         ...
 
     @property
     def datastore(self) -> SQLAlchemyDatastore:
-        """Where the items are, and, beside the keys, the registry of their tables."""
+        """The database of the items. With the keys, it has the registry of tables."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreOptions:
     """
-    What a store may say beside its four attributes, in attributes of these names; ``EventSeal`` has all.
+    Options that a store may have. ``EventSeal`` has all of them.
+
+    A store has an option if it has an attribute with its name.
 
     Attributes:
-        unsealed_tables: Tables that look as if they held sealed items, and do not.
-        places: What holds sealed items beside the registered tables.
+        unsealed_tables: Tables that look as if they held sealed items, but hold none.
+        places: Places with sealed items that are no registered tables.
         always_encrypt: Whether every event is encrypted.
         event_modules: Modules whose classes an unauthenticated item may name.
-        ledger: A ``Ledger`` of :mod:`eventseal.erasure`, a layer above this one.
+        ledger: A ``Ledger`` of :mod:`eventseal.erasure`, which is a layer above this one.
     """
 
     unsealed_tables: Collection[str] = ()
@@ -77,35 +79,37 @@ class StoreOptions:
 
     @classmethod
     def of(cls, store: SealedStore) -> StoreOptions:
-        """Read them from a store; what it does not say has its default."""
+        """Read the options of a store. A missing option has its default."""
         said = [option.name for option in fields(cls) if hasattr(store, option.name)]
         return cls(**{name: getattr(store, name) for name in said})
 
 
 def event_modules_of(store: SealedStore) -> tuple[str, ...]:
-    """List a store's event modules; a store that names none has none."""
+    """Return a store's event modules. Without this option, there are none."""
     return tuple(StoreOptions.of(store).event_modules)
 
 
 def formats_of(store: SealedStore) -> AcceptedFormats:
     """
-    Give the older formats in a store's ``accepted_formats``, whether they are still accepted or not.
+    Return the older formats in a store's ``accepted_formats``.
+
+    They are returned whether readers still accept them or not.
 
     Raises:
-        ConfigurationError: A key of theirs is not where the settings say.
+        ConfigurationError: A key of a format is not where the settings say.
     """
-    # What the registry accepts now does not count: a migration changes that, and each table has its own.
+    # The registry's accepted formats do not count here: a migration changes them, and each table has its own.
     return AcceptedFormats(getattr(store, "accepted_formats", AcceptedFormats()).formats)
 
 
 def accepted_in(accepted: AcceptedFormats, table: SealedTable) -> AcceptedFormats:
-    """Give the formats that the registry says are accepted in a table."""
+    """Return the formats that the registry accepts in a table."""
     return AcceptedFormats([old for old in accepted.formats if old.name in table.old_formats])
 
 
 def configured_formats(store: SealedStore) -> AcceptedFormats:
     """
-    Give the older formats that a store is configured with.
+    Return the older formats that a store is configured with.
 
     Raises:
         ConfigurationError: There are none.
@@ -113,18 +117,18 @@ def configured_formats(store: SealedStore) -> AcceptedFormats:
     if accepted := formats_of(store):
         return accepted
     raise ConfigurationError(
-        "no older format is named, so nothing can be migrated",
-        remedy="Name the formats that the items are in, with their keys: the setting old_formats.",
+        "no older format is configured, so nothing can be migrated",
+        remedy="In the setting old_formats, name the formats of the items, with their keys.",
     )
 
 
 def accepts_plain(store: SealedStore, table: SealedTable) -> bool:
     """
-    Whether a row of a table may be something else than an envelope.
+    Return whether a table's rows may be anything but envelopes.
 
     Args:
-        store: May say that its items need not be encrypted, and which older formats its readers accept.
-        table: From the registry. A format that it names, and the store does not, is accepted by no reader.
+        store: The store, which may allow plaintext items, and whose readers may accept older formats.
+        table: The registered table. Readers accept only those of its formats that the store also has.
     """
     named = tuple({old.name for old in accepted_in(formats_of(store), table).formats})
     return replace(table, old_formats=named).accepts_plain(
@@ -140,25 +144,27 @@ def registered_tables(
     unreadable: list[IntegrityError] | None = None,
 ) -> list[SealedTable]:
     """
-    Give the registered tables that may hold items of an application: whoever registered them.
+    Return the registered tables that may hold an application's items.
+
+    This includes tables that other applications registered.
 
     Args:
-        datastore: Its registry is read.
-        application: Whose items.
-        tables: Only these, by name; ``None``: all.
-        unreadable: For those who only look: gets what is wrong with rows of the registry that were edited,
-            and their tables are left out. ``None``: one such row is raised, unless it is that of a table
-            that *tables* does not name, since nobody knows what its table holds.
+        datastore: The datastore whose registry is read.
+        application: The application that owns the items.
+        tables: Only these tables, by name. ``None``: all.
+        unreadable: For read-only callers, a list. Errors of edited rows of the registry are added to it, and
+            their tables are left out. If it is ``None``, such an error is raised, because nobody knows what
+            the table holds. Rows of tables that *tables* does not name are then ignored.
 
     Returns:
-        One entry a table, in order of name; one that other applications registered, too or alone, has
-        ``application=None``. What others alone registered is left out if it cannot be reached:
-        :func:`refuse_unreachable_tables` names it.
+        One entry for each table, in order of name. If another application registered a table, alone or also,
+        its entry has ``application=None``. A table that only others registered is left out if it cannot be
+        reached. :func:`refuse_unreachable_tables` names it.
 
     Raises:
-        ConfigurationError: A name, or any table of the application, is not registered, or a registered table
-            is in a database that is not configured.
-        IntegrityError: A row of the registry was edited so that it cannot be read.
+        ConfigurationError: A named table is not registered, the application has no registered table, or a
+            registered table is in a database that is not configured.
+        IntegrityError: A row of the registry cannot be read because it was edited.
         MissingTableError: A registered table is not in the database, or there is no registry.
         StoreError: The database refused or failed.
     """
@@ -171,7 +177,7 @@ def registered_tables(
     found = tables_of(registry, application)
     if all(table.is_others for table in found) and not everything.unreadable:
         others = sorted({str(table.application) for table in registry})
-        tables_there = f"; there are tables of {', '.join(others)}" if others else ""
+        tables_there = f". These applications have tables: {', '.join(others)}" if others else ""
         raise ConfigurationError(
             f"no table is registered for application {application}{tables_there}",
             remedy="Correct the application's name, or run `eventseal init`, which registers its tables.",
@@ -194,80 +200,85 @@ def own_tables(
     datastore: SQLAlchemyDatastore, application: str, tables: Collection[str] | None = None
 ) -> list[SealedTable]:
     """
-    Give only the tables that an application registered, alone or beside others: what it may migrate.
+    Return only the tables that an application registered, so may migrate.
 
-    Arguments and errors are those of :func:`registered_tables`.
+    Others may have registered them too. Arguments and errors are those of :func:`registered_tables`.
     """
     found = registered_tables(datastore, application, tables)
     mine = {table.table for table in datastore.registry().tables if table.application in {None, application}}
     for table in found:
         if not table.is_others and table.table not in mine:
             raise ConfigurationError(
-                f"the listed table {table.table} is registered for other applications only",
-                remedy="Run `eventseal init`, which registers it for this one.",
+                f"the listed table {table.table} is registered only for other applications",
+                remedy="Run `eventseal init`, which registers it for this application.",
             )
     return [table for table in found if not table.is_others]
 
 
 def as_listed(datastore: SQLAlchemyDatastore, table: SealedTable) -> SealedTable:
-    """Take the table of a listed record class for the application's own, whoever the registry says it is."""
+    """Treat the table of a listed record class as the application's own."""
     return replace(table, is_others=False) if table.table in datastore.listed_tables else table
 
 
 def refuse_unreachable_tables(datastore: SQLAlchemyDatastore, application: str) -> None:
     """
-    Stop where a table of another application cannot be counted: this one may write there, too.
+    Stop if a table of another application cannot be counted.
+
+    This application may write to it too.
 
     Args:
-        datastore: Its registry is read.
-        application: Whose keys are to go; that its own tables are there is looked at elsewhere.
+        datastore: The datastore whose registry is read.
+        application: The application whose keys will be destroyed. Its own tables are checked elsewhere.
 
     Raises:
         ConfigurationError: A registered table is not in the items' database.
-        IntegrityError: A row of the registry was edited so that it cannot be read.
+        IntegrityError: A row of the registry cannot be read because it was edited.
         StoreError: The database refused or failed.
     """
     for table in tables_of(datastore.registry().complete(), application):
         error = _unreachable(datastore, table) if table.is_others else None
         if error is not None:
             raise ConfigurationError(
-                f"{error}. Another application registered it, and what is sealed there cannot be counted",
-                remedy="Run this where that table is; if it was dropped on purpose: "
+                f"{error}. Another application registered it, and its sealed items cannot be counted",
+                remedy="Run this with the database that has the table. If it was dropped on purpose, run: "
                 f"{forget_statement(table)}",
             )
 
 
 def places_beside_tables(store: SealedStore) -> list[SealedPlace]:
     """
-    Give the places of a store that are no tables of its items' database.
+    Return the places of a store outside its items' database.
 
     Args:
-        store: Its key store remembers every such place in which an item was sealed.
+        store: The store. Its key store remembers every such place in which an item was sealed.
 
     Raises:
-        ConfigurationError: The store does not have one that the key store remembers.
+        ConfigurationError: The key store remembers a place that the store does not have.
         StoreError: The key store refused or failed.
     """
     known = {place.name: place for place in StoreOptions.of(store).places}
     missing = [name for name in store.key_store.places() if name not in known]
     if missing:
         raise ConfigurationError(
-            f"items are sealed in {', '.join(missing)}, which this store lacks: they cannot be counted",
-            remedy="Call it from a program whose EventSeal is made with them: places=[...].",
+            f"items are sealed in {', '.join(missing)}, which this store lacks, so they cannot be counted",
+            remedy="Call this from a program that creates its EventSeal with them: places=[...].",
         )
     return list(known.values())
 
 
 def tables_of(registry: Sequence[SealedTable], application: str) -> list[SealedTable]:
     """
-    Give one entry for each registered table: a row adds a table, and hides none (docs/decisions/0020).
+    Return one entry for each registered table.
+
+    An additional row adds a table, and never hides one (docs/decisions/0020).
 
     Args:
-        registry: All of it.
-        application: Whose items.
+        registry: The whole registry.
+        application: The application that owns the items.
 
     Returns:
-        In order of name and database; a table that others registered, too or alone, has ``application=None``.
+        The entries in order of name and database. If another application registered a table, alone or also,
+        its entry has ``application=None``.
     """
     rows: dict[tuple[str, str], list[SealedTable]] = {}
     for table in registry:
@@ -297,7 +308,7 @@ def _refuse_unknown(names: Collection[str], mine: list[SealedTable]) -> None:
 
 
 def _unreachable(datastore: SQLAlchemyDatastore, table: SealedTable) -> EventSealError | None:
-    """Say why the rows of a registered table cannot be read, if that is so."""
+    """Return an error if a registered table's rows cannot be read."""
     if table.database != DEFAULT_DATABASE:
         return ConfigurationError(
             f"the registered table {table.table} is in a database {table.database!r} that is not configured"
@@ -307,8 +318,8 @@ def _unreachable(datastore: SQLAlchemyDatastore, table: SealedTable) -> EventSea
     return MissingTableError(
         f"the registered table {table.table} is not in the items' database",
         table=table.table,
-        remedy="Make it with `eventseal init`, or point store_url to the database that has it. "
-        f"If it was dropped on purpose: {forget_statement(table)}",
+        remedy="Create it with `eventseal init`, or set store_url to the database that has it. "
+        f"If it was dropped on purpose, run: {forget_statement(table)}",
     )
 
 
@@ -316,12 +327,12 @@ def key_pages(
     key_store: KeyStore, application: str, *, after: UUID | None = None, state: KeyState | None = None
 ) -> Iterator[list[KeyRecord]]:
     """
-    Give an application's keys in order of their ids, a thousand at a time.
+    Yield an application's keys in order of id, 1,000 at a time.
 
     Args:
-        key_store: Has the keys.
-        application: Whose.
-        after: Begin behind this key.
+        key_store: The store of the keys.
+        application: The application that owns the keys.
+        after: The key after which to begin.
         state: Only keys in this state.
 
     Raises:
@@ -333,7 +344,7 @@ def key_pages(
 
 
 def records_of(key_store: KeyStore, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
-    """Give those of the keys that a key store has, by id; as :func:`key_pages` a thousand at a time."""
+    """Return the records of those keys that exist, read in pages."""
     found = {}
     for some in chunks(sorted(key_ids), PAGE_SIZE):
         found.update(key_store.get(some))

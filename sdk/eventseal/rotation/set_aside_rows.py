@@ -1,4 +1,4 @@
-"""Rows that the ledger excuses, and whether each is still what it was when it was set aside."""
+"""Rows that the ledger sets aside, and whether each is still unchanged."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 
 SET_ASIDE = "set_aside"
-"""Counted only where there are such rows: they do not open, and the ledger says so of exactly these."""
+"""Rows that do not open and are set aside. Counted only if there are any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetAside:
     """
-    What the ledger says of one row.
+    The entry of the ledger for one row.
 
     Attributes:
-        table: Its registered table.
-        place: Sequence id and position, as pages give them.
-        sha256: The digest of the row as it was, in hex; see ``StoredRow.digest``.
-        reason: Why it was set aside.
-        at: When; the key store's clock, UTC.
+        table: The registered table of the row.
+        place: The row's sequence id and position, as pages return them.
+        sha256: The digest of the row when it was set aside, in hex. See ``StoredRow.digest``.
+        reason: The reason that the operator gave.
+        at: The time by the key store's clock, in UTC.
         entry: The number of the ledger's entry.
     """
 
@@ -52,12 +52,12 @@ class SetAside:
 
     @property
     def row(self) -> dict[str, str]:
-        """Its primary key as texts, as failures have it."""
+        """Return the row's primary key as text, like failures."""
         sequence_id, position = map(str, self.place)
         return {"sequence_id": sequence_id, "position": position}
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as JSON has it."""
+        """Return the fields as JSON has them."""
         return {
             "table": self.table,
             "row": self.row,
@@ -70,17 +70,17 @@ class SetAside:
 
 def rows_set_aside(store: SealedStore) -> Sequence[SetAside]:
     """
-    Give what is set aside in a store; none if it has no ledger.
+    Return the rows that are set aside in a store. Without a ledger, none are.
 
     Raises:
-        EventSealError: The ledger is not what was written, or cannot be read.
+        EventSealError: The ledger was edited or cannot be read.
     """
     said: Sequence[SetAside] = getattr(store, "rows_set_aside", tuple)()
     return said
 
 
 class AsideHere(NamedTuple):
-    """A row that is set aside and is still what it was."""
+    """A row that is set aside and unchanged."""
 
     said: SetAside
     stored: StoredRow
@@ -88,12 +88,12 @@ class AsideHere(NamedTuple):
 
 class AsideRows:
     """
-    Compares what the ledger says of rows with the rows as they are now.
+    Compares the ledger's rows with the current rows.
 
     Args:
-        engine: Of the items' database.
-        tables: From the registry; of rows in other tables nothing is known here.
-        load: Gives what the ledger says, at the first question.
+        engine: The engine of the items' database.
+        tables: Registered tables. Rows in other tables are unknown here.
+        load: Returns the ledger's rows. It is called when they are first needed.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class AsideRows:
 
     @classmethod
     def of_store(cls, store: SealedStore, tables: Collection[SealedTable]) -> AsideRows:
-        """Give those that a store's ledger excuses."""
+        """Return the rows that a store's ledger sets aside."""
         return cls(store.datastore.engine, tables, partial(rows_set_aside, store))
 
     @cached_property
@@ -118,33 +118,34 @@ class AsideRows:
         return by_table
 
     def at(self, table: str, place: Place) -> bool:
-        """Whether the row at a place is set aside, as it is now."""
+        """Return whether the row at a place is set aside and unchanged."""
         said = self._said[table].get(place)
         if said is None:
             return False
         return _still(self._engine, self._tables[table], said) is not None
 
     def of(self, table: str) -> Sequence[AsideHere]:
-        """Give the rows of a table that are still what they were, as they were at the first question."""
+        """Return a table's unchanged rows, as they were at the first call."""
         if table not in self._here:
             said = self._said[table].values()
             self._here[table] = _all_still(self._engine, self._tables[table], said) if said else []
         return self._here[table]
 
     def of_keys(self, key_ids: Collection[UUID]) -> list[AsideHere]:
-        """Give those for whose sake keys stay."""
+        """Return the rows that need one of these keys."""
         wanted = frozenset(key_ids)
         return [here for table in self._tables for here in self.of(table) if here.stored.keys & wanted]
 
     def count_needed(self, connection: Connection, key_ids: Collection[UUID]) -> Mapping[UUID, Counter[str]]:
         """
-        Count by key and table the rows for whose sake keys stay, as ``key_counts.count_needed`` counts all.
+        Count the rows that need each key, by key and table.
 
-        Each row is read again: what was changed a moment ago keeps its key.
+        It counts like ``key_counts.count_needed``, but only these rows. It reads each row again, so a row
+        that was changed a moment ago keeps its key.
 
         Args:
-            connection: In the transaction that counts all.
-            key_ids: Any number.
+            connection: A connection in the transaction that counts all items.
+            key_ids: Any number of key ids.
         """
         found: dict[UUID, Counter[str]] = {}
         for here in self.of_keys(key_ids):
@@ -158,30 +159,31 @@ def lapsed_rows(
     engine: Engine, tables: Mapping[str, SealedTable], said: Iterable[SetAside]
 ) -> Iterator[tuple[SetAside, IntegrityError]]:
     """
-    Find rows that are set aside and are no longer what they were, also those that open now.
+    Find rows that are set aside but have changed since.
 
-    Damage that somebody puts back later would be excused else (docs/decisions/0026).
+    This includes rows that open now. Otherwise, damage that somebody restores later would be excused
+    (docs/decisions/0026).
 
     Args:
-        engine: Of the items' database.
-        tables: From the registry, by name; what is in no other table is gone.
-        said: What the ledger says.
+        engine: The engine of the items' database.
+        tables: The registered tables, by name. A row in any other table counts as missing.
+        said: The ledger's rows.
     """
     for row in said:
         table = tables.get(row.table)
         now = None if table is None else stored_row(engine, table, row.place)
         if now is None:
-            yield row, _lapsed(row, "is gone", "Find out who deleted it. If nobody needs it, withdraw")
+            yield row, _lapsed(row, "is missing", "Find out who deleted it. If nobody needs it,")
         elif now.digest != row.sha256:
-            yield row, _lapsed(row, "was changed since", "Find out who changed it. Then withdraw")
+            yield row, _lapsed(row, "has changed since", "Find out who changed it. Then")
 
 
 def _lapsed(row: SetAside, what: str, todo: str) -> IntegrityError:
     command = ["eventseal", "set-aside", "--undo", "--table", row.table]
     command += ["--sequence", row.row["sequence_id"], "--position", row.row["position"]]
     return IntegrityError(
-        f"the row was set aside by entry {row.entry} of the ledger, and {what}",
-        remedy=f"{todo} what the ledger says of it: {shlex.join(command)}",
+        f"the row {what}. Entry {row.entry} of the ledger set it aside",
+        remedy=f"{todo} withdraw that entry for the row: {shlex.join(command)}",
     )
 
 

@@ -1,4 +1,4 @@
-"""What keeps a verb from running: tables that nobody named, damaged indexes, rows of unknown keys."""
+"""Checks that stop a verb, such as unnamed tables and damaged indexes."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from eventseal.storage.unregistered import (
     unregistered_eventsourcing_tables,
     unregistered_tables,
 )
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,17 +45,19 @@ def differing_items(
     datastore: SQLAlchemyDatastore, key_store: KeyStore, table: SealedTable, *, limit: int
 ) -> tuple[int, list[ItemRow]]:
     """
-    Find the items whose column and envelope name different keys: nobody knows which of them they need.
+    Find the items whose column and envelope name different keys.
+
+    Nobody knows which of the two keys they need.
 
     Args:
-        datastore: Has the items.
-        key_store: Says which keys there are. While a migration lasts, an older item may begin like an
-            envelope by chance; it names a key that there never was, and is left out.
-        table: From the registry.
-        limit: Items at most.
+        datastore: The database of the items.
+        key_store: Shows which keys exist. During a migration, an older item may begin like an envelope by
+            chance. It names a key that never existed, and is left out.
+        table: The registered table.
+        limit: The most items to return.
 
     Returns:
-        How many there are, and some of them, with the key of their header.
+        The number of such items, and some of them, with the key of their header.
     """
     count, rows = differing_rows(datastore.engine, table, limit=limit)
     if not count or not table.old_formats:
@@ -68,11 +71,13 @@ def differing_items(
 
 def refuse_damaged_indexes(store: SealedStore, tables: Sequence[SealedTable]) -> None:
     """
-    Stop where an index on SQLite does not have every row of its table: the counts of items go by it.
+    Stop if an index on SQLite does not have every table row.
+
+    The items are counted by that index.
 
     Args:
-        store: Has the items' database.
-        tables: From the registry.
+        store: The store with the items' database.
+        tables: Registered tables.
 
     Raises:
         IntegrityError: There is such an index.
@@ -84,41 +89,41 @@ def refuse_damaged_indexes(store: SealedStore, tables: Sequence[SealedTable]) ->
         if found is not None:
             raise IntegrityError(
                 f"table {table.table} and its indexes do not agree, so its items cannot be counted. SQLite "
-                f"says: {found}",
-                remedy="Find out who changed the file. To create the indexes anew, run "
-                f"`{reindex_statement(engine.dialect, table)}` with sqlite3. Then run it again. If that does "
-                "not help, restore the file from a backup.",
+                f"reports: {found}",
+                remedy="Find out who changed the file. To rebuild the indexes, run "
+                f"`{reindex_statement(engine.dialect, table)}` with sqlite3. Then run this again. If that "
+                "does not help, restore the file from a backup.",
             )
 
 
 def refuse_unregistered_tables(store: SealedStore) -> None:
     """
-    Stop where a table looks as if it held sealed items, and nobody named it, or a listed one was not made.
+    Stop if a table may hold sealed items but is not registered.
 
     Args:
-        store: Its items' database is looked at.
+        store: The store whose items' database is searched.
 
     Raises:
-        ConfigurationError: A table has a ``key_id`` beside a binary column, or the columns of the
-            eventsourcing library, but is neither registered nor among the store's ``unsealed_tables``, if it
-            has any. Or the table of a record class of the store is not registered.
-        IntegrityError: A row of the registry was edited so that not even its table's name can be read.
+        ConfigurationError: A table has a ``key_id`` and a binary column, or the columns of the eventsourcing
+            library, but is neither registered nor in the store's ``unsealed_tables``. Or the table of one of
+            the store's record classes is not registered.
+        IntegrityError: A row of the registry was edited, and not even its table's name can be read.
         StoreError: The database refused or failed.
     """
     registry = store.datastore.registry()
     unsealed = set(StoreOptions.of(store).unsealed_tables)
     edited: set[str] = set()
     for row in registry.unreadable:
-        if row.table is None:  # it may be that of any table that looks unregistered
+        if row.table is None:  # it may be the row of any table that looks unregistered
             raise row.problem
-        edited.add(row.table)  # it is registered, and whoever needs its columns is told
-    # Nobody need have made all of EventSeal's own; one that is there and not registered is found below.
+        edited.add(row.table)  # it is registered, and a verb that needs its columns reports it
+    # EventSeal's own tables need not all exist. If one exists but is not registered, it is found below.
     theirs_own = [record for record in store.datastore.tables if record not in OWN_RECORDS]
     listed = [columns.table.fullname for columns in map(sealed_columns, theirs_own) if columns]
     missing = sorted({*listed} - {table.table for table in registry.tables} - edited)
     if missing:
         raise ConfigurationError(
-            f"tables of sealed items that are not registered: {', '.join(missing)}",
+            f"tables of record classes are not registered: {', '.join(missing)}",
             remedy="Run `eventseal init`, which creates and registers the tables of all record classes.",
         )
     known: dict[str, Any] = {"registered": registry.tables, "unsealed_tables": unsealed | edited}
@@ -126,31 +131,31 @@ def refuse_unregistered_tables(store: SealedStore) -> None:
     theirs = unregistered_eventsourcing_tables(engine, **known)
     if theirs:
         raise ConfigurationError(
-            f"not registered, but with the columns of the eventsourcing library: {', '.join(theirs)}",
-            remedy="Add their names to `eventsourcing_tables` and run `eventseal init`; those that hold no "
-            "sealed items, to `unsealed_tables`.",
+            f"tables with the columns of the eventsourcing library are not registered: {', '.join(theirs)}",
+            remedy="Add their names to `eventsourcing_tables` and run `eventseal init`. Add the names of "
+            "tables without sealed items to `unsealed_tables` instead.",
         )
     found = unregistered_tables(engine, **known)
     if found:
         raise ConfigurationError(
-            f"not registered, but with a key_id beside a binary column: {', '.join(found)}",
-            remedy="Add its record class to `tables` and run `eventseal init`; if it holds no sealed items, "
-            "add its name to `unsealed_tables`.",
+            f"tables with a key_id and a binary column are not registered: {', '.join(found)}",
+            remedy="Add the record class to `tables` and run `eventseal init`. If a table holds no sealed "
+            "items, add its name to `unsealed_tables` instead.",
         )
 
 
 def refuse_copies(store: SealedStore) -> None:
     """
-    Stop where a table that nobody named holds envelopes, whatever its columns are called and declared.
+    Stop if an unnamed table holds envelopes, whatever its columns are.
 
-    Only SQLite copies a table without the types of its columns (docs/decisions/0020). Its tables that nobody
-    named are read up to the first envelope.
+    Only SQLite copies a table without the types of its columns (docs/decisions/0020). Each of its unnamed
+    tables is read up to the first envelope.
 
     Args:
-        store: Its items' database is looked at.
+        store: The store whose items' database is searched.
 
     Raises:
-        ConfigurationError: There is such a table, and it is not among the store's ``unsealed_tables``.
+        ConfigurationError: There is such a table, and it is not in the store's ``unsealed_tables``.
         StoreError: The database refused or failed.
     """
     found = copies_of_items(
@@ -160,20 +165,21 @@ def refuse_copies(store: SealedStore) -> None:
     )
     if found:
         raise ConfigurationError(
-            f"not registered, but with sealed items in it: {', '.join(found)}; they might be lost with a key",
-            remedy="If somebody needs the items, put them back into their table, or add the record class to "
-            "`tables` and run `eventseal init`. If not, drop the table; or, if what is in it need not open, "
-            "add its name to `unsealed_tables`.",
+            f"tables with sealed items are not registered: {', '.join(found)}. Their items could lose their "
+            "key",
+            remedy="If the items are needed, put them back into their table, or add the record class to "
+            "`tables` and run `eventseal init`. If not, drop the table. If its items need never open again, "
+            "you can add it to `unsealed_tables` instead.",
         )
 
 
 def refuse_unfenced_tables(store: SealedStore, tables: Sequence[SealedTable]) -> None:
     """
-    Stop where another program writes a table, and no trigger there takes the fences for it.
+    Stop if another program writes a table that has no fencing trigger.
 
     Args:
-        store: Has the items' database.
-        tables: From the registry.
+        store: The store with the items' database.
+        tables: Registered tables.
 
     Raises:
         ConfigurationError: A table without a column of key ids lacks its triggers, or one is disabled.
@@ -182,18 +188,18 @@ def refuse_unfenced_tables(store: SealedStore, tables: Sequence[SealedTable]) ->
     for table in tables:
         if not table.has_key_ids and not has_fence_triggers(store.datastore.engine, table):
             raise ConfigurationError(
-                f"table {table.table}, which another program writes, has no trigger that takes the fences: "
-                "what it is writing now would be lost with its key",
-                remedy="Run `eventseal init`, which makes the trigger.",
+                f"table {table.table}, which another program writes, has no trigger that checks the fences. "
+                "Items that it writes now would be lost with their key",
+                remedy="Run `eventseal init`, which creates the trigger.",
             )
 
 
 def uncounted_tables(store: SealedStore) -> list[str]:
     """
-    Name the tables that hold events by tags, which no verb reads.
+    Return the tables that hold events by tags, which no verb reads.
 
     Args:
-        store: Its items' database is looked at.
+        store: The store whose items' database is searched.
 
     Raises:
         StoreError: The database refused or failed.
@@ -204,35 +210,37 @@ def uncounted_tables(store: SealedStore) -> list[str]:
 
 def refuse_tagged_events(store: SealedStore) -> None:
     """
-    Stop where a table holds events by tags: nobody counts what is sealed in it.
+    Stop if a table holds events by tags, which nothing counts.
 
     Args:
-        store: Its items' database is looked at.
+        store: The store whose items' database is searched.
 
     Raises:
-        ConfigurationError: There is such a table, and it is not among the store's ``unsealed_tables``.
+        ConfigurationError: There is such a table, and it is not in the store's ``unsealed_tables``.
         StoreError: The database refused or failed.
     """
     found = uncounted_tables(store)
     if found:
         raise ConfigurationError(
-            f"{', '.join(found)} holds events by tags, whose keys nobody counts: they might go with one",
-            remedy="Retire no key while it holds sealed events; if it holds none, add its name to "
-            "`unsealed_tables`.",
+            f"{', '.join(found)} holds events by tags, which cannot be counted, so they could lose their key",
+            remedy="Do not retire keys while such a table holds sealed events. If it holds none, add its "
+            "name to `unsealed_tables`.",
         )
 
 
 def refuse_absent_tables(store: SealedStore, *, every: bool = False) -> None:
     """
-    Stop where none of the eventsourcing library's listed tables is there: its application writes elsewhere.
+    Stop if none of the eventsourcing library's listed tables exists.
+
+    Then the application writes to another database.
 
     Args:
-        store: Its items' database is looked at. That some of the tables are absent is well, such as one for
-            snapshots that nobody takes.
-        every: Whether each of the listed tables must be there.
+        store: The store whose items' database is searched. Some of the tables may be missing, such as the
+            table of snapshots if nothing takes any.
+        every: Whether every listed table must exist.
 
     Raises:
-        ConfigurationError: Tables are listed, and none is in the database; or, with *every*, one is not.
+        ConfigurationError: Tables are listed, but none is in the database. With *every*: one is not.
         StoreError: The database refused or failed.
     """
     listed = store.datastore.eventsourcing_tables
@@ -240,24 +248,26 @@ def refuse_absent_tables(store: SealedStore, *, every: bool = False) -> None:
     absent = [name for name in listed if name not in there]
     if every and there and absent:
         raise ConfigurationError(
-            f"tables in eventsourcing_tables that are not there: {', '.join(absent)}; what is old in them, "
-            "wherever they are, would never be read again",
-            remedy="Let store_url name the database that has them, or take them out of eventsourcing_tables.",
+            f"tables in eventsourcing_tables do not exist here: {', '.join(absent)}. If they are elsewhere, "
+            "their older items could never be read again",
+            remedy="Set store_url to the database that has them, or remove them from eventsourcing_tables.",
         )
     if listed and not there:
         raise ConfigurationError(
-            f"none of the tables in eventsourcing_tables is there: {', '.join(listed)}; what is sealed "
-            "elsewhere is not counted, and its key might go",
-            remedy="Let store_url name the database that the application writes to.",
+            f"no table of eventsourcing_tables exists here: {', '.join(listed)}. Sealed items elsewhere are "
+            "not counted, and could lose their key",
+            remedy="Set store_url to the database that the application writes to.",
         )
 
 
 def has_old_key_tables(key_store: KeyStore, application: str) -> bool:
     """
-    Say whether an application's change mark looks like one of the earlier release; its seal is not checked.
+    Return whether an application's key tables look like an earlier release's.
+
+    It reads the change mark, and does not check its MAC.
 
     Raises:
-        IntegrityError: The mark was edited so that it cannot be read.
+        IntegrityError: The mark cannot be read because it was edited.
         StoreError: The key store refused or failed.
     """
     found = key_store.revocations(application, [])
@@ -266,31 +276,31 @@ def has_old_key_tables(key_store: KeyStore, application: str) -> bool:
 
 def refuse_old_key_tables(store: SealedStore) -> None:
     """
-    Stop before anything is written while the key tables are of the earlier release.
+    Stop before any write if an earlier release created the key tables.
 
     Raises:
-        IntegrityError: The mark is not what a keyring sealed, or old tables were put back.
+        IntegrityError: The mark is not authentic, or old tables were restored.
         StoreError: The key store refused or failed.
-        StoreReadOnlyError: The tables are of the earlier release.
+        StoreReadOnlyError: An earlier release created the tables.
     """
     application = store.keyring.application
     if has_old_key_tables(store.key_store, application):
-        with suppress(KmsError):  # a worker may lack the right to unwrap
-            store.keyring.tables.age()  # an old mark that was put back is told as that
+        with suppress(KmsError):  # a worker may not be allowed to unwrap
+            store.keyring.tables.age()  # reports an old mark that was put back as such
         raise old_key_tables(application)
 
 
-GIVE_UP = "To destroy keys although these rows need them: eventseal retire --give-up-set-aside"
+GIVE_UP = "To destroy keys although these rows need them, run `eventseal retire --give-up-set-aside`."
 
 _KEY_ID = (
-    "Run `eventseal repair`: if the envelope opens, it puts the key id right. Else name a backup: "
-    "`eventseal repair --from-backup URL`."
+    "Run `eventseal repair`, which corrects the key id if the envelope opens. If it does not open, repair it "
+    "from a backup: `eventseal repair --from-backup URL`."
 )
 _SHOWN = 3
 
 
 def named_rows(rows: Sequence[AsideHere]) -> str:
-    """Name the first rows, for a message."""
+    """Return the places of the first rows, for a message."""
     named = [f"{here.said.table} {', '.join(here.said.row.values())}" for here in rows[:_SHOWN]]
     return "; ".join([*named, *["..."] * (len(rows) > _SHOWN)])
 
@@ -299,16 +309,18 @@ def differing_failures(
     store: SealedStore, table: SealedTable, aside: AsideRows, *, give_up: bool
 ) -> tuple[int, list[Failure]]:
     """
-    Find the rows whose column and envelope name different keys: they keep both.
+    Find the rows whose column and envelope name different keys.
+
+    Retire keeps both keys.
 
     Args:
-        store: Has the items and the keys.
-        table: From the registry.
+        store: The store of the items and the keys.
+        table: The registered table.
         aside: The rows that are set aside.
-        give_up: Whether those are left out.
+        give_up: Whether to leave those out.
 
     Returns:
-        How many there are, and the first 1,000.
+        The number of such rows, and the first 1,000.
     """
     set_aside = {here.said.place for here in aside.of(table.table) if here.stored.differs}
     limit = MAX_FAILURES + len(set_aside)
@@ -316,7 +328,7 @@ def differing_failures(
     if give_up:
         count -= sum(row[:2] in set_aside for row in rows)
         rows = [row for row in rows if row[:2] not in set_aside]
-    message = "the key id beside the item is not the one in its envelope; both keys stay"
+    message = "the key id column names another key than the envelope. Both keys were kept"
     return count, [
         Failure.of_item(
             table.table,
@@ -332,17 +344,19 @@ def refuse_damaged_rows(
     store: SealedStore, tables: Sequence[SealedTable], aside: AsideRows, *, give_up: bool
 ) -> None:
     """
-    Stop where a row is neither an envelope nor what its table accepts: its key may be any that is to go.
+    Stop if a row is no envelope and in no accepted format.
+
+    Such a row may need any key, so no key can be destroyed.
 
     Args:
-        store: Has the items' database, and may say that its items need not be sealed.
-        tables: From the registry.
+        store: The store with the items' database. It may allow plaintext items.
+        tables: Registered tables.
         aside: The rows that are set aside.
-        give_up: Whether those stop nothing.
+        give_up: Whether those do not stop the verb.
 
     Raises:
-        IntegrityError: There are such rows; it names the first three of a table.
-        JobError: There are such rows, all of them set aside.
+        IntegrityError: There are such rows. The message names the first three of a table.
+        JobError: There are such rows, and all of them are set aside.
         StoreError: The database refused or failed.
     """
     damaged, given_up = [], []
@@ -355,27 +369,28 @@ def refuse_damaged_rows(
             given_up.append(_places(table, len(set_aside), rows))
     if damaged:
         raise IntegrityError(
-            f"{'. '.join(damaged)}. These rows are not sealed, or damaged: nobody knows which key they need",
+            f"{'. '.join(damaged)}. These rows are not sealed, or are damaged, so nobody knows which key "
+            "they need. No key was destroyed",
             remedy=f"{REPAIR_ROW} Delete rows that are no items. If they are in an older format, name it in "
-            "the setting old_formats. Then run it again.",
+            "the setting old_formats. Then run this again.",
         )
     if given_up and not give_up:
         raise JobError(
-            f"{'. '.join(given_up)}. These rows are set aside, and nobody knows which key they need: no key "
+            f"{'. '.join(given_up)}. These rows are set aside, and nobody knows which key they need. No key "
             "was destroyed",
-            remedy="To destroy keys all the same: eventseal retire --give-up-set-aside",
+            remedy=GIVE_UP,
         )
 
 
 def _places(table: SealedTable, count: int, some: Sequence[str]) -> str:
     places = "; ".join([*some, *["..."] * (count > len(some))])
-    return f"{count:,} item{'s' * (count > 1)} of {table.table}: {places}"
+    return f"{counted(count, 'item')} of {table.table}: {places}"
 
 
 def _damaged_rows(
     store: SealedStore, table: SealedTable, aside: AsideRows
 ) -> tuple[int, list[str], list[dict[str, str]]]:
-    """Count the rows that are no envelopes and that no reader takes, and say where; give those set aside."""
+    """Return the number and places of unreadable rows, and those set aside."""
     engine = store.datastore.engine
     set_aside = {
         here.said.place: here.said.row for here in aside.of(table.table) if not here.stored.header_key
@@ -384,7 +399,7 @@ def _damaged_rows(
     if not count or not accepts_plain(store, table):
         places = [f"{row.sequence_id}, {row.position}" for row in some if row[:2] not in set_aside]
         return count - len(set_aside), places[:_SHOWN], list(set_aside.values())
-    if table.is_others:  # theirs to judge
+    if table.is_others:  # the other application must judge its rows
         return 0, [], []
     plain = Selection(keys=(), few=count <= FEW_ITEMS, plain=True)
     found = ItemChecks(store, table, only=plain, aside=aside).run_all()

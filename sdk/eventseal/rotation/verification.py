@@ -1,4 +1,4 @@
-"""Verify: open every item of every registered table, count, and report what does not open."""
+"""Verify: open every item of every registered table, and report failures."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from eventseal.rotation.set_aside_rows import SET_ASIDE, AsideRows, lapsed_rows,
 from eventseal.rotation.table_checks import refuse_absent_tables, refuse_unregistered_tables, uncounted_tables
 from eventseal.rotation.verification_state import Range, VerifyState, covered
 from eventseal.storage.items.key_counts import count_by_key, count_without_place
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -45,22 +46,26 @@ REGISTRY, LEDGER = "sealed_tables", "erasure_ledger"
 _WHERE_THERE_ARE_SOME = (FORMER, SET_ASIDE)
 
 RANGE_ITEMS = 50_000
-"""Items of a range: what an interrupted verification does again, and what a worker takes at a time."""
+"""
+The items of one range.
+
+A worker takes one range at a time. An interrupted verification repeats at most one range for each worker.
+"""
 
 _KEPT_EVERY = 5.0
-"""Seconds between two states that the caller is given to keep."""
+"""The seconds between two states that the caller keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyResult(JobResult):
     """
-    What a verification found.
+    The result of a verification.
 
     Attributes:
-        begun_at: By the key store's clock, UTC; of one that was resumed, when its first run began.
-        ended_at: When it had looked at everything; ``None`` while it goes on.
-        asked_tables: The only tables that were asked for; ``None``: all.
-        sample: The share of items that were opened.
+        begun_at: The start of the first run, by the key store's clock, in UTC.
+        ended_at: The time when everything was checked. ``None``: the verification is not finished.
+        asked_tables: The tables to verify. ``None``: all.
+        sample: The share of items that were opened, over 0 and up to 1.
     """
 
     begun_at: datetime
@@ -82,52 +87,59 @@ def verify(
     progress: Callable[[VerifyResult], None] | None = None,
 ) -> VerifyResult:
     """
-    Check every data key of the application and open every item of its tables. Nothing is written.
+    Check all data keys of the application, and open all its items.
 
-    A database that takes no writes can be verified too. How far a run is stands in no table, where an
-    attacker could change it, but is given to *keep*.
+    Nothing is written, so a read-only database can be verified too. The progress is not in a table, where an
+    attacker could change it. Instead, *keep* receives it.
 
     Args:
-        store: An ``EventSeal``, or any object with its four. One that has no ``always_encrypt`` is taken to
-            encrypt every event.
-        tables: Only these, by name; ``None``: all that are registered.
-        sample: The share of items to open, chosen at random, over 0 and up to 1. All keys are checked anyway.
-        shards: How many ranges the *executor* gets at a time, 1 or more.
-        executor: Checks ranges of tables; ``None``: one after the other in this thread.
-        open_store: Opens the store in a worker; must be importable there. Other processes need it.
-        resume: The last state that *keep* was given, to go on from.
-        keep: Called every 5 seconds, and when the run is interrupted, with a state that JSON can take. It is
-            authenticated, and holds no key and nothing that was encrypted.
-        progress: Called after each page or range with the counts so far, but for those by key.
+        store: An ``EventSeal``, or any other :class:`SealedStore`. A store without ``always_encrypt`` counts
+            as one that encrypts every event.
+        tables: Only these tables, by name. ``None``: all registered tables.
+        sample: The share of items to open, chosen at random, over 0 and up to 1. All keys are always checked.
+        shards: The number of ranges to give the *executor* at a time, 1 or more.
+        executor: Checks ranges of tables. ``None``: this thread checks one after the other.
+        open_store: Opens the store in a worker. Workers in other processes need it and must be able to import
+            it.
+        resume: The last state that *keep* received, to continue from.
+        keep: Called every 5 seconds, and when the run is interrupted, with a state that JSON can store. The
+            state is authenticated, and contains no key and no plaintext.
+        progress: Called after each page or range with the counts so far, without the counts by key.
 
     Returns:
-        ``done`` counts the items that opened, ``failed`` the items, keys and tables that did not. ``left``
-        counts those outside the sample. ``by_table`` says the same for each table. It also counts items that
-        are not encrypted where that is allowed (``plain``), items whose migration has begun
-        (``unmigrated``), those under a former collection (``former``), those whose key was shredded, damaged
-        ones that are set aside (``set_aside``), and, in shared tables, other applications'. ``by_key``
-        counts the items that opened, for the first 100,000 keys.
+        The result's ``done`` counts the items that opened. Its ``failed`` counts the items, keys and tables
+        that did not. Its ``left`` counts the items outside the sample. Its ``by_key`` counts the items that
+        opened, for the first 100,000 keys.
+
+        Its ``by_table`` has these counts for each table, and more:
+
+        - ``plain`` counts plaintext items, where they are allowed.
+        - ``unmigrated`` counts items in older formats, in a migration that has begun.
+        - ``former`` counts items under a former collection.
+        - ``erased`` counts items whose key was shredded.
+        - ``set_aside`` counts damaged rows that are set aside.
+        - ``foreign`` counts other applications' items in shared tables.
 
     Raises:
-        ConfigurationError: A table that looks sealed is not registered, or a registered or listed one is not
-            there. Or *resume* is of another verification.
-        IntegrityError: *resume* was changed.
-        KekNotConfiguredError: Several keys are wrapped only under a KEK that this store was not given. Of one
-            key alone that is a failure.
+        ConfigurationError: A table that looks sealed is not registered, or a registered or listed table does
+            not exist. Or *resume* belongs to another verification.
+        IntegrityError: *resume* was edited.
+        KekNotConfiguredError: Several keys are wrapped only under a KEK that this store lacks. If it is one
+            key among others, it counts as failed.
         WrongApplicationError: There are items of another application and no keys of this one.
-        JobError: A worker process ended in the middle of its work.
-        KmsError: The KMS refused or failed: that says nothing about the items.
+        JobError: A worker process ended before its work was done.
+        KmsError: The KMS refused or failed, which says nothing about the items.
         StoreError: The database refused or failed.
     """
     if not 0 < sample <= 1:
-        raise ConfigurationError(f"sample is {sample}; it must be over 0 and at most 1")
+        raise ConfigurationError(f"sample is {sample}. It must be over 0 and at most 1")
     workers = Workers(shards=shards, executor=executor, open_store=open_store)
     refuse_unregistered_tables(store)
     refuse_absent_tables(store)
     unreadable: list[IntegrityError] = []
     found = registered_tables(store.datastore, store.cipher.application, tables, unreadable=unreadable)
-    with suppress(IntegrityError):  # each key and item that stands under what was changed is named below
-        store.keyring.refresh()  # a KEK that is missing or away is one error, and not one of each item
+    with suppress(IntegrityError):  # each key and item under an edited row is reported below
+        store.keyring.refresh()  # an unavailable or unconfigured KEK is one error, not one for each item
     state = _begun(store, found, asked=tables, sample=sample, shards=shards)
     if resume is not None:
         state = VerifyState.resumed(store, resume, state)
@@ -142,7 +154,7 @@ def verify(
 
 @dataclass(eq=False)
 class _Verification:
-    """One run: what it has found so far, and how it goes on."""
+    """One run of verify: its counts and its next steps."""
 
     store: SealedStore
     state: VerifyState
@@ -153,23 +165,23 @@ class _Verification:
     def __post_init__(self) -> None:
         self._started = self._kept = time.monotonic()
         self._of_this_run = Tally()
-        """Found anew by each run: keys, unreadable tables, and rows that were set aside and changed since."""
+        """Failures that each run finds again: keys, unreadable tables and changed rows."""
         self._said: Sequence[SetAside] = ()
 
     def fail_registry(self, unreadable: Sequence[IntegrityError]) -> None:
-        """Count rows of the registry that were edited: nobody knows what their tables hold."""
+        """Count edited rows of the registry as failed: their tables are unknown."""
         for problem in unreadable:
             row = {"table_name": str(problem.__dict__["table"])}
             self._of_this_run.fail(REGISTRY, row, None, problem)
 
     def check_keys(self) -> None:
-        """Check the seal, the wrapping and the binding of every key of items, and of fields inside them."""
+        """Check the MAC, wrapping and binding of data keys and field keys."""
         missing: dict[str | None, list[tuple[UUID, KekNotConfiguredError]]] = {}
         opened = 0
         for records in key_pages(self.store.key_store, self.store.cipher.application):
             outcomes: dict[UUID, object] = {}
             for record in records:
-                if "key_id" in record.unreadable:  # no question for it by its id finds it
+                if "key_id" in record.unreadable:  # a query by its id would not find it
                     self._of_this_run.fail(KEY_TABLE, {}, None, unreadable_row(record))
             readable = [record for record in records if "key_id" not in record.unreadable]
             for purpose in (KeyPurpose.DATA, KeyPurpose.FIELD):
@@ -177,7 +189,7 @@ class _Verification:
                 outcomes |= self.store.keyring.opening_keys(wanted, purpose=purpose) if wanted else {}
             for record in readable:
                 outcome = outcomes.get(record.key_id)
-                # A tombstone says that it is one, and its seal was checked before: nothing is wrong with it.
+                # A tombstone is no failure. Its MAC was checked when it was read.
                 if isinstance(outcome, KekNotConfiguredError):
                     missing.setdefault(outcome.kek_uri, []).append((record.key_id, outcome))
                 elif isinstance(outcome, EventSealError) and not isinstance(outcome, KeyDestroyedError):
@@ -186,7 +198,7 @@ class _Verification:
                 else:
                     opened += outcome is not None
         for refused in missing.values():
-            # A KEK that is missing here, and not a row in which somebody edited the name of one.
+            # Several such keys mean that a KEK is not configured here, and not that a row was edited.
             if len(refused) > 1 or not opened:
                 raise refused[0][1]
             self._fail_key(*refused[0])
@@ -195,10 +207,10 @@ class _Verification:
         self._of_this_run.fail(KEY_TABLE, {"key_id": str(key_id)}, key_id, error)
 
     def check_rows_set_aside(self) -> None:
-        """Load what the ledger excuses, and count each row of it that is gone or changed as a failure."""
+        """Load the ledger's rows. Count missing or changed ones as failed."""
         try:
             self._said = rows_set_aside(self.store)
-        except IntegrityError as changed:  # then it excuses nothing
+        except IntegrityError as changed:  # an edited ledger sets no row aside
             self._of_this_run.fail(LEDGER, {}, None, changed)
         asked = self.state.asked
         said = [row for row in self._said if asked is None or row.table in asked]
@@ -206,24 +218,24 @@ class _Verification:
             self._of_this_run.fail(row.table, row.row, None, error)
 
     def name_uncounted_tables(self) -> None:
-        """Count each table that holds items and cannot be read here as one failure."""
+        """Count tables whose items cannot be read here as one failure each."""
         for name in uncounted_tables(self.store):
             error = UnknownFormatError(
-                f"{name} holds events by tags, which verify cannot read yet: nothing is proved of them",
+                f"{name} holds events by tags, which verify cannot read. Nothing is proved about them",
                 remedy="If it holds no encrypted events, add its name to unsealed_tables.",
             )
             self._of_this_run.fail(name, {}, None, error)
         for table in self.tables.values():
             if items := count_without_place(self.store.datastore.engine, table):
                 lost = IntegrityError(
-                    f"{items:,} rows of {table.table} have no sequence id or no position, so that no reader "
-                    "finds them",
+                    f"no reader finds {counted(items, 'row')} of {table.table} without a sequence id or "
+                    "position",
                     remedy="Find out who changed the table, and restore the rows from a backup.",
                 )
                 self._of_this_run.fail(table.table, {}, None, lost)
 
     def check_items(self, workers: Workers) -> VerifyResult:
-        """Check what is left of the ranges, and give the result."""
+        """Check the remaining ranges, and return the result."""
         try:
             if workers.executor is None:
                 self._check_here()
@@ -249,7 +261,7 @@ class _Verification:
         working: dict[Future[Tally], Range] = {}
         try:
             while waiting or working:
-                # Not all at once: what is submitted cannot be taken back from a process.
+                # Not all ranges together: a range that was submitted to a process cannot be taken back.
                 while waiting and len(working) < 2 * workers.shards:
                     each = waiting.pop(0)
                     working[self._submitted(executor, each, workers.open_store)] = each
@@ -286,7 +298,7 @@ class _Verification:
         if self.progress is not None:
             so_far = Tally()
             for part in (self.state.tally, of_range):
-                so_far.add(Tally(part.by_table))  # not the keys: there may be 100,000, for each page
+                so_far.add(Tally(part.by_table))  # without the keys: each page would copy up to 100,000
             self.progress(self._result(so_far, complete=False))
 
     def _result(self, items: Tally, *, complete: bool) -> VerifyResult:
@@ -333,7 +345,7 @@ def _begun(
     for table in tables:
         items = sum(count_by_key(engine, table).values())
         total += items
-        # Several for each worker of a small table, too; of few items a range takes no time.
+        # A small table also gets several ranges for each worker. Small ranges cost no time.
         wanted = max(items // RANGE_ITEMS, min(4 * (shards - 1), items // PAGE_SIZE), 1)
         ranges += [Range(table.table, after, upto) for after, upto in ranges_of(engine, table, wanted)]
     return VerifyState(

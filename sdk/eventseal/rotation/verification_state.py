@@ -1,4 +1,4 @@
-"""How far a verification is: what an interrupted one goes on from, authenticated, and kept by the caller."""
+"""The authenticated progress of a verification, which its caller keeps and resumes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KIND = "eventseal verification, not finished"
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A part of a table: the rows behind the first place, up to the second one."""
+    """A part of a table: rows after *after*, up to *upto*."""
 
     table: str
     after: Place | None
@@ -38,16 +38,17 @@ class Range:
 @dataclass(slots=True, kw_only=True)
 class VerifyState:
     """
-    A verification that goes on.
+    A verification that is not finished.
 
     Attributes:
-        begun_at: By the key store's clock, UTC; that of the first run.
-        sample: The share of items to open.
-        asked: The tables that were asked for; ``None``: all.
-        covered: What the registry says of the tables, as text: another answer is another verification.
-        total: Items when it was begun.
-        ranges: Those that are not checked yet.
-        tally: What was found in the others.
+        begun_at: The start of the first run, by the key store's clock, in UTC.
+        sample: The share of items to open, over 0 and up to 1.
+        asked: The tables to verify. ``None``: all.
+        covered: The registry's settings of the tables, as text. With other settings, it is another
+            verification.
+        total: The number of items at the start.
+        ranges: The ranges that are not checked yet.
+        tally: The results of the checked ranges.
     """
 
     begun_at: datetime
@@ -59,7 +60,7 @@ class VerifyState:
     tally: Tally = field(default_factory=Tally)
 
     def to_json(self, store: SealedStore) -> dict[str, Any]:
-        """Give it as JSON has it, with a MAC under the application's store key."""
+        """Return it as JSON, with a MAC under the application's store key."""
         facts: dict[str, Any] = {
             "state": _KIND,
             "application": store.cipher.application,
@@ -79,34 +80,34 @@ class VerifyState:
     @classmethod
     def resumed(cls, store: SealedStore, stored: Mapping[str, Any], like: VerifyState) -> VerifyState:
         """
-        Go on from what :meth:`to_json` gave.
+        Resume from a state that :meth:`to_json` returned.
 
         Args:
-            store: Whose application and store key.
-            stored: As it was kept. A database's owner may have changed it, too.
-            like: What would be begun now.
+            store: The store with the application and its store key.
+            stored: The state as the caller kept it. An attacker may have edited it.
+            like: The state with which a new verification would begin.
 
         Raises:
-            ConfigurationError: It is of another application, release, sample or other tables.
-            IntegrityError: It is not what was given.
+            ConfigurationError: The state is of another application, release, sample or set of tables.
+            IntegrityError: The state was edited.
         """
         facts = {name: value for name, value in stored.items() if name != "mac"}
         if facts.get("state") != _KIND:
             raise ConfigurationError(
-                "what --resume names is no state of a verification, but another file",
-                remedy="Name the file that an interrupted `eventseal verify --resume` wrote, or a new one.",
+                "the file of --resume is not the state of a verification",
+                remedy="Pass the file that an interrupted `eventseal verify --resume` wrote, or a new name.",
             )
         if facts.get("application") != store.cipher.application:
             raise ConfigurationError(
-                f"this verification was begun for another application than {store.cipher.application!r}",
+                f"this verification began for another application than {store.cipher.application!r}",
                 remedy=_ANEW,
             )
         if not hmac.compare_digest(str(stored.get("mac")), store.keyring.tables.receipt_mac(facts)):
-            raise IntegrityError("the state of the verification was changed, or is forged", remedy=_ANEW)
+            raise IntegrityError("the state of the verification was edited or forged", remedy=_ANEW)
         wanted = [version("eventseal"), like.sample, like.asked, like.covered]
         if [facts[name] for name in ("release", "sample", "asked", "covered")] != wanted:
             raise ConfigurationError(
-                "this verification was begun by another release, for other tables or with another sample",
+                "this verification began with another release, other tables or another sample",
                 remedy=_ANEW,
             )
         return cls(
@@ -124,11 +125,11 @@ class VerifyState:
         )
 
 
-_ANEW = "Name a new file, so that the verification begins anew."
+_ANEW = "Pass the name of a new file to --resume. The verification starts again."
 
 
 def covered(tables: Sequence[SealedTable], *, always_encrypt: bool) -> str:
-    """Give what a verification is of, as text that is equal for the same."""
+    """Describe the tables as text that is equal for equal verifications."""
     rules = [
         f"{table.table} {table.application} {table.collection} {sorted(table.columns.items())} "
         f"{table.old_formats} {table.is_migrated}"

@@ -1,1 +1,1 @@
-"""The engine of jobs: what re-encrypts and migrates items, in ranges, by any number of workers."""
+"""The engine of re-encryption and migration jobs, with any number of workers."""

@@ -1,4 +1,4 @@
-"""Move a table to a collection of its own: its items are bound to the new name, by a job like any other."""
+"""Move a table to its own collection. A job binds its items to the new name."""
 
 from __future__ import annotations
 
@@ -42,27 +42,30 @@ _PLACES = UnknownPlaceNames()
 
 def refuse_move(store: SealedStore, table: SealedTable, collection: str) -> None:
     """
-    Refuse to move a table to a collection that its record class does not say, or that another table has.
+    Refuse to move a table to the wrong collection.
+
+    It is wrong if the table's record class names another one, or if another table already has it.
 
     Args:
-        store: Whose record classes say what is bound from now on.
-        table: From the registry, as its record class describes it.
-        collection: That somebody named.
+        store: The store whose record classes name the new collections.
+        table: The registered table, as its record class describes it.
+        collection: The collection that the caller named.
 
     Raises:
-        ConfigurationError: One of these; nothing was done.
+        ConfigurationError: The collection is wrong, or another library created the table. Nothing was
+            changed.
         StoreError: The database refused or failed.
     """
     if not table.has_key_ids:
         raise ConfigurationError(
-            f"{table.table} is a table of another library, whose mapper chooses what items are bound to",
+            f"{table.table} belongs to another library. Its mapper decides what items are bound to",
             remedy="Leave the table as it is.",
         )
     if table.collection != collection:
         raise ConfigurationError(
-            f"the record class of {table.table} says the collection {table.collection!r}, not {collection!r}",
+            f"the record class of {table.table} has the collection {table.collection!r}, not {collection!r}",
             remedy=f"Set __collection__ = {collection!r} and __former_collection__ = {table.collection!r} in "
-            "the class, list the class in `tables`, and restart every process that uses it; then run this "
+            "the class, list the class in `tables`, and restart every process that uses it. Then run this "
             "again.",
         )
     others = [other for other in store.datastore.registry().tables if other.table != table.table]
@@ -71,15 +74,16 @@ def refuse_move(store: SealedStore, table: SealedTable, collection: str) -> None
 
 def finish_move(store: SealedStore, table: SealedTable, result: JobResult) -> JobResult:
     """
-    End a move that left nothing behind: from then on readers accept the new name alone.
+    End a complete move, so that readers accept only the new name.
 
     Args:
-        store: What the job works on.
-        table: As its record class describes it.
-        result: Of the job.
+        store: The store that the job works on.
+        table: The table, as its record class describes it.
+        result: The result of the job.
 
     Returns:
-        The result, with the items in plain that hold fields which are still bound to the former name.
+        The result. If plaintext items hold fields that are still bound to the former name, they are added as
+        failures, and the move does not end.
     """
     if not result.complete:
         return result
@@ -92,7 +96,7 @@ def finish_move(store: SealedStore, table: SealedTable, result: JobResult) -> Jo
 
 
 def moved(store: SealedStore, table: SealedTable, items: StoredItems) -> FormerCollection | None:
-    """Give what re-sealing must know of a table whose items may be bound to a former collection."""
+    """Describe how to re-encrypt items that may have a former collection."""
     if table.former_collection is None:
         return None
     return FormerCollection(
@@ -110,16 +114,17 @@ def rewritten(
     store: SealedStore, table: SealedTable, plaintext: bytes, *, place: tuple[Any, Any, Any]
 ) -> bytes | EventSealError:
     """
-    Seal the fields inside an item again that are bound to the table's former collection.
+    Re-encrypt those fields of an item that have the former collection.
 
     Args:
-        store: Its cipher opens and seals.
-        table: As its record class describes it.
-        plaintext: The item's.
-        place: Its sequence id, position and topic.
+        store: The store whose cipher opens and seals.
+        table: The table, as its record class describes it.
+        plaintext: The item's plaintext.
+        place: The item's sequence id, position and topic.
 
     Returns:
-        The item's new plaintext, the same object if no field is to be sealed again; or why one does not open.
+        The item's new plaintext, or the same object if no field needs to be encrypted again. If a field does
+        not open, the error that says why.
 
     Raises:
         KmsError: The KMS refused or failed.
@@ -162,13 +167,13 @@ def _with_fields(
     for (field, _), envelope in zip(bound, envelopes, strict=True):
         before = b64encode(field.envelope)
         if plaintext.count(before) != 1:
-            raise SerializationError("a sealed field of the item is not in it once as it was written")
+            raise SerializationError("an encrypted field of the item does not occur in it exactly once")
         plaintext = plaintext.replace(before, b64encode(envelope))
     return plaintext
 
 
 def in_place(store: SealedStore, table: SealedTable, items: StoredItems) -> set[int]:
-    """Number the items that are bound to the new collection already, with all that is inside of them."""
+    """Return the numbers of items already fully bound to the new collection."""
     return {
         number
         for number, (context, outcome) in enumerate(opened_page(store, items, table.collection))
@@ -183,7 +188,7 @@ def in_place(store: SealedStore, table: SealedTable, items: StoredItems) -> set[
 def opened_page(
     store: SealedStore, items: StoredItems, collection: str
 ) -> list[tuple[ItemContext, Opened | EventSealError]]:
-    """Open stored items of one collection: give the place of each, and what came of it."""
+    """Open stored items of one collection. Return each one's place and outcome."""
     places = zip(items.sequence_ids, items.positions, items.topics, strict=True)
     contexts = [ItemContext(*place, collection) for place in places]
     outcomes = store.cipher.open_many(list(zip(items.envelopes, contexts, strict=True)))
@@ -197,16 +202,18 @@ def open_former(
     outcomes: list[Opened | EventSealError],
 ) -> set[int]:
     """
-    Open what is bound to a table's former collection, and put it among the outcomes.
+    Open items that are bound to a table's former collection.
+
+    It replaces their outcomes in *outcomes*.
 
     Args:
-        store: Its cipher opens.
-        table: From the registry, as its record class describes it.
-        items: That were opened in its collection.
-        outcomes: What came of it; changed.
+        store: The store whose cipher opens.
+        table: The registered table, as its record class describes it.
+        items: The items, which were opened in the table's new collection.
+        outcomes: The results of that, which this function changes.
 
     Returns:
-        The numbers of those that opened now.
+        The numbers of the items that now opened.
     """
     if table.former_collection is None:
         return set()
@@ -226,7 +233,7 @@ def open_former(
 
 
 def _plain_with_fields(store: SealedStore, table: SealedTable) -> list[Failure]:
-    """Find items in plain whose fields are bound to the former name: nothing seals those again."""
+    """Find plaintext items with fields bound to the former name. No job re-encrypts them."""
     failures: list[Failure] = []
     for page in pages(store.datastore.engine, table):
         for row in page:
@@ -235,9 +242,9 @@ def _plain_with_fields(store: SealedStore, table: SealedTable) -> list[Failure]:
             if rewritten(store, table, row.data, place=row[:3]) is row.data:
                 continue
             error = IntegrityError(
-                f"the item is in plain, and fields inside it are bound to {table.former_collection!r} still",
-                remedy="Seal the table's plain items first: name plain-json in old_formats, then run "
-                "`eventseal migrate`; then run this again.",
+                f"the item is plaintext, and its fields are still bound to {table.former_collection!r}",
+                remedy="First encrypt the table's plaintext items: name plain-json in old_formats, and run "
+                "`eventseal migrate`. Then run this again.",
             )
             failures.append(Failure.of_item(table.table, row[:2], None, error))
     return failures
@@ -248,5 +255,5 @@ def _context(field: StoredField, place: tuple[Any, Any, Any], collection: str) -
 
 
 def is_erased(outcome: object) -> bool:
-    """Whether what was to be opened is erased: its key was shredded."""
+    """Return whether an item or field is erased: its key was shredded."""
     return isinstance(outcome, KeyDestroyedError) and outcome.destroyed_by == "shredded"

@@ -1,4 +1,4 @@
-"""Jobs of re-encryption and of migration: begun, found again, listed, paused, and reported."""
+"""Re-encryption and migration jobs: begin, resume, list, pause and report them."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ if TYPE_CHECKING:
 REENCRYPT, MIGRATE = "reencrypt", "migrate"
 
 KEPT_JOBS = 10
-"""Finished jobs of an application that are kept; each may have a row for every key and range."""
+"""The most finished jobs to keep. Each may have a row for every key and range."""
 
 
 def verb_of(options: Mapping[str, Any]) -> str:
-    """Name the verb that a job with these options is of."""
+    """Return the verb of a job with these options."""
     verb: str = options.get("verb", REENCRYPT)
     return verb
 
 
 def verb_command(verb: str, job_id: UUID | None, function: str | None = None) -> str:
     """
-    Write the command that resumes a job.
+    Return the command that resumes a job.
 
     Args:
         verb: The job's verb.
-        job_id: The job; ``None``: the command looks for an unfinished job itself.
-        function: The function for key scopes, which a migration must be given again.
+        job_id: The job. ``None``: the command finds the unfinished job itself.
+        function: The function for key scopes, which a migration needs again when it resumes.
     """
     resume = "" if job_id is None else f" --resume {job_id}"
     return f"eventseal {verb}{resume}" + ("" if function is None else f" --key-scope-function {function}")
@@ -79,10 +79,12 @@ _FUNCTION = re.compile(r"[\w.]+:[\w.]+")
 
 def list_jobs(store: SealedStore) -> list[Job]:
     """
-    Give the application's jobs, the oldest first; one whose row was edited so has the state ``unreadable``.
+    Return the application's jobs, the oldest first.
+
+    If a job's row was edited and cannot be read, its state is ``unreadable``.
 
     Raises:
-        MissingTableError: The tables of jobs are not there.
+        MissingTableError: The tables of jobs do not exist.
         StoreError: The database refused or failed.
     """
     return jobs.load_jobs(store.datastore.engine, store.cipher.application)
@@ -90,14 +92,16 @@ def list_jobs(store: SealedStore) -> list[Job]:
 
 def pause_job(store: SealedStore, job_id: UUID) -> Job:
     """
-    Stop a job, wherever it runs, behind the batches that are going on; resume it whenever.
+    Pause a job, wherever it runs. You can resume it at any time.
+
+    Its workers stop after their current batches.
 
     Args:
-        store: What the job works on.
-        job_id: Of an unfinished job; a paused one stays so.
+        store: The store that the job works on.
+        job_id: An unfinished job. A paused job stays paused.
 
     Raises:
-        IntegrityError: The job's row was edited so that it cannot be read.
+        IntegrityError: The job's row cannot be read because it was edited.
         JobError: There is no such job, or it is finished.
         StoreError: The database refused or failed.
     """
@@ -105,7 +109,7 @@ def pause_job(store: SealedStore, job_id: UUID) -> Job:
     def pause(connection: Connection) -> Job:
         job = _known(connection, store, job_id, locked=True)
         if job.state == FINISHED:
-            raise JobError(f"job {job_id} is finished; there is nothing to pause")
+            raise JobError(f"job {job_id} is finished, so it cannot be paused")
         jobs.update_job(connection, job_id, state=PAUSED)
         return _known(connection, store, job_id)
 
@@ -121,18 +125,19 @@ def resumed_job(
     check: Callable[[Job], object] = lambda _: None,
 ) -> Job:
     """
-    Set a job running again; a finished one stays finished.
+    Set a job running again, unless it is finished.
 
     Args:
-        store: What the job works on.
-        job_id: Under which it was begun.
-        verb: Of the job.
-        items_per_second: From now on; ``None``: as before.
-        check: Is given the job before it is set running, and may refuse it.
+        store: The store that the job works on.
+        job_id: The job to resume.
+        items_per_second: The job's new rate. ``None``: the rate stays.
+        verb: The verb that resumes the job, which must be the job's verb.
+        check: Called with the job before it runs again. It can refuse the job by raising an error.
 
     Raises:
-        IntegrityError: The job's row was edited so that it cannot be read.
-        JobError: There is no such job, it is another verb's, or a release with other tables of jobs made it.
+        IntegrityError: The job's row cannot be read because it was edited.
+        JobError: There is no such job, it belongs to another verb, or a release with other job tables
+            created it.
         StoreError: The database refused or failed.
     """
 
@@ -140,16 +145,16 @@ def resumed_job(
         job = _known(connection, store, job_id, locked=True)
         if job.layout != jobs.JOB_LAYOUT:
             raise JobError(
-                f"job {job.job_id} was made by release {job.release}, which keeps jobs in another way",
-                remedy="Run the command anew without the job's id: it begins a new job, "
-                "and what was done already is not done again.",
+                f"release {job.release} created job {job.job_id} in another format",
+                remedy="Run the command again without the job's id. It starts a new job, "
+                "and does not repeat the work that is done.",
             )
         if verb_of(job.options) != verb:
             raise JobError(
-                f"job {job_id} is no job of {verb}",
-                remedy=f"Go on with it: {resume_command(job)}",
+                f"job {job_id} is not a job of {verb}",
+                remedy=f"Resume it with its own command: {resume_command(job)}",
             )
-        check(job)  # of the locked row: it is the one that is resumed (docs/decisions/0027)
+        check(job)  # checks the locked row, which is the row that is resumed (docs/decisions/0027)
         if job.state == FINISHED:
             return job
         return _running(connection, job, items_per_second)
@@ -165,16 +170,16 @@ def begun_job(
     total: int,
 ) -> Job:
     """
-    Go on with the unfinished job that was begun with the same arguments, or begin one.
+    Resume the unfinished job with the same arguments, or start one.
 
-    It takes over every unfinished re-encryption whose items are all among its own: those jobs are finished.
-    Where one is begun, the oldest of those that are finished are forgotten.
+    It also replaces every unfinished re-encryption whose items are all among its own, and marks it as
+    finished. Before it creates a job, it deletes the oldest finished jobs beyond ``KEPT_JOBS``.
 
     Args:
-        store: What the job works on.
-        options: ``keys``, ``tables`` and ``heads``, and for a migration ``verb`` and what else it needs.
-        items_per_second: From now on; ``None``: as before, or as fast as it can where it is begun.
-        total: Items that are to be moved.
+        store: The store that the job works on.
+        options: ``keys``, ``tables`` and ``heads``. A migration also has ``verb`` and its other arguments.
+        items_per_second: The job's new rate. ``None``: a resumed job keeps its rate, and a new job has none.
+        total: The number of items to re-encrypt or migrate.
 
     Raises:
         StoreError: The database refused or failed.
@@ -192,15 +197,15 @@ def begun_job(
                 or not (job.options == options or _takes_over(options, job.options, gone))
             ):
                 continue
-            # Another run may have begun a pass since, or ended the job.
+            # Meanwhile, another run may have begun a pass or finished the job.
             locked = jobs.lock_job(connection, job.job_id)
             if locked.state == FINISHED:
                 continue
-            # Of one that settles all was moved: what there is now is another job's.
+            # A settling job is done with its items, so items that exist now belong to another job.
             if locked.options == options and not (locked.state == SETTLING and total):
                 mine = locked
             else:
-                # Taken over: after runs that were killed there is one job to resume, and not one a run
+                # After several killed runs, one job must remain to resume, not one for each run
                 # (docs/decisions/0012).
                 jobs.finish_job(connection, job.job_id)
         if mine is not None:
@@ -229,12 +234,16 @@ def _known(connection: Connection, store: SealedStore, job_id: UUID, *, locked: 
         return job
     raise JobError(
         f"there is no job {job_id} of application {store.cipher.application}",
-        remedy="List the jobs with `eventseal status`, or run the command anew without a job's id.",
+        remedy="To list the jobs, run `eventseal status`. Or run the command again without a job id.",
     )
 
 
 def _takes_over(options: Mapping[str, Any], others: Mapping[str, Any], gone: Collection[str]) -> bool:
-    """Whether a re-encryption moves all that another one has left; what is under keys that are gone, none."""
+    """
+    Return whether a re-encryption covers all items that another one has left.
+
+    Keys in *gone* are destroyed, so no item needs work because of them.
+    """
     keys, tables = options["keys"], options["tables"]
     return (
         verb_of(options) == verb_of(others) == REENCRYPT
@@ -245,7 +254,7 @@ def _takes_over(options: Mapping[str, Any], others: Mapping[str, Any], gone: Col
 
 
 def _destroyed_keys(store: SealedStore) -> set[str]:
-    """Name the keys of unfinished jobs that are destroyed by now: those never have items to move again."""
+    """Return destroyed keys of unfinished jobs. They never have items again."""
     named = {
         UUID(key_id)
         for job in list_jobs(store)
@@ -257,44 +266,53 @@ def _destroyed_keys(store: SealedStore) -> set[str]:
 
 
 def _running(connection: Connection, job: Job, items_per_second: float | None) -> Job:
-    if items_per_second is None:  # who joins unasked must not undo what spares the applications
+    if items_per_second is None:  # a run that does not set a rate must not lift another run's limit
         items_per_second = job.items_per_second
     changed: dict[str, Any] = {"state": RUNNING, "items_per_second": items_per_second}
     if items_per_second != job.items_per_second:
-        changed["paced_until"] = None  # time that was taken at another pace
+        changed["paced_until"] = None  # this time was reserved at another rate
     jobs.update_job(connection, job.job_id, **changed)
     return jobs.lock_job(connection, job.job_id)
 
 
 def keys_of(job: Job) -> list[UUID] | None:
-    """Give the keys that a job was asked for; ``None``: all that are not the active one of their scope."""
+    """Return the keys to re-encrypt. ``None``: all but each scope's active key."""
     keys = job.options["keys"]
     return None if keys is None else [UUID(key_id) for key_id in keys]
 
 
 def collection_of(job: Job) -> str | None:
-    """Give the collection that a job moves its table to; ``None``: items stay in theirs."""
+    """Return the collection that a job moves its table to, or ``None``."""
     collection: str | None = job.options.get("collection")
     return collection
 
 
 OUTCOMES = ("done", "failed", "suspected", "skipped", "plain", "foreign", "erased", "left")
 """
-What ``by_table`` counts: moved; not moved, for whatever reason, among them suspected forgeries and those
-whose scope has no active key; in plain, where readers take that; another application's; shredded; still to
-be moved. Rows that are set aside are counted only where there are some.
+The outcomes that ``by_table`` counts.
+
+- ``done``: re-encrypted or migrated.
+- ``failed``: not done, for any reason. This includes ``suspected`` and ``skipped``.
+- ``suspected``: suspected forgeries.
+- ``skipped``: items whose scope has no active key.
+- ``plain``: plaintext items, where readers accept them.
+- ``foreign``: items of another application.
+- ``erased``: items whose key was shredded.
+- ``left``: items still to do.
+
+Rows that are set aside are counted only if there are any.
 """
 
 
 @dataclass(eq=False)
 class JobReport:
     """
-    Makes the results of one call of ``reencrypt``, or of ``migrate``.
+    Creates the results of one call of ``reencrypt`` or ``migrate``.
 
     Attributes:
-        store: What the job works on.
-        tables: Those of the job.
-        verb: Of the job.
+        store: The store that the job works on.
+        tables: The tables of the job.
+        verb: The job's verb.
     """
 
     store: SealedStore
@@ -304,15 +322,15 @@ class JobReport:
     def __post_init__(self) -> None:
         self._started = time.monotonic()
         self.sources: Sequence[TableSources] = ()
-        """What the tables held at the last look; empty before one."""
+        """The contents of the tables at the last check. Empty before the first."""
         self._done_then = 0
 
     def counted(self, sources: Sequence[TableSources], totals: Totals) -> int:
         """
-        Note what the tables hold now.
+        Note the current contents of the tables.
 
         Returns:
-            How many items a pass could move.
+            The number of items that a pass could re-encrypt or migrate.
         """
         self.sources = sources
         self._done_then = _sum(totals, "done")
@@ -320,12 +338,13 @@ class JobReport:
 
     def result(self, job: Job, *, complete: bool = False, settled: datetime | None = None) -> JobResult:
         """
-        Say how far a job is.
+        Return the progress of a job.
 
         Args:
-            job: As it was read.
-            complete: Whether a last look found nothing more to move, when all had noticed the new keys.
-            settled: When they will have.
+            job: The job as it was read.
+            complete: Whether a last check found nothing more to do, after all processes had noticed the new
+                keys.
+            settled: When all processes will have noticed the new keys. ``None``: they have.
         """
         totals = job_shards.load_totals(self.store.datastore.engine, job)
         failures = self._failures(job)
@@ -333,7 +352,7 @@ class JobReport:
         aside = _sum(totals, SET_ASIDE)
         if self.sources:
             left = sum(left_of(totals.by_table, source) for source in self.sources) - (done - self._done_then)
-        else:  # it has only gone on with a pass that was begun before
+        else:  # this call has only continued a pass that an earlier call began
             left = job.total - done - failed - aside
         miscounted: list[Failure] = []
         if not totals.open_shards and self.verb == REENCRYPT:
@@ -357,7 +376,7 @@ class JobReport:
         return [_listed_failure(said, job) for said in listed]
 
     def _miscounted(self) -> list[Failure]:
-        """Compare the marks of keys that are compromised still with what is left of their items."""
+        """Check the item counts of keys that are still compromised."""
         found = miscounts(self.store, self.tables)
         records = self.store.key_store.get({miscount.key_id for miscount in found})
         return [
@@ -371,12 +390,12 @@ def by_table(
     counted: Mapping[str, Counter[str]], tables: Sequence[SealedTable], sources: Sequence[TableSources]
 ) -> dict[str, dict[str, int]]:
     """
-    Put together what was counted while moving, and what is in the tables.
+    Combine the job's counts with the contents of the tables.
 
     Args:
-        counted: By table and outcome, as the job has it.
-        tables: Those of the job.
-        sources: What each of them holds, if that was counted.
+        counted: The job's counts, by table and outcome.
+        tables: The tables of the job.
+        sources: The contents of each table, if they were counted.
     """
     shown = {table.table: Counter(counted.get(table.table, {})) for table in tables}
     for source in sources:
@@ -392,18 +411,18 @@ def by_table(
 
 
 def left_of(counted: Mapping[str, Counter[str]], source: TableSources) -> int:
-    """Say how many items of a table are to be moved still, without those that no pass can move."""
+    """Return how many items are left, without those no pass can change."""
     return max(0, source.pending - counted.get(source.table.table, Counter())["stuck"])
 
 
 def _listed_failure(said: Any, job: Job) -> Failure:
-    """Give a failure as a job keeps it; an edited one says so, and costs no other."""
+    """Read a failure that a job stores. If it was edited, return a failure saying so."""
     try:
         return Failure.from_record(said)
     except (AttributeError, TypeError, ValueError, LookupError):
         error = IntegrityError(
             f"an entry of reencryption_failures for job {job.job_id} was edited and cannot be read",
-            remedy=f"Run `eventseal {verb_of(job.options)}` again: it finds what still fails.",
+            remedy=f"To list the failures again, run `eventseal {verb_of(job.options)}` again.",
         )
         return Failure.of(reencryption_failures.name, {"job_id": str(job.job_id)}, None, error)
 

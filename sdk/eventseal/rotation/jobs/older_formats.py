@@ -1,4 +1,4 @@
-"""Items in older formats: how they open, under which scope they belong, how they become envelopes."""
+"""Items in older formats: open them, find their scopes, and encrypt them."""
 
 from __future__ import annotations
 
@@ -46,22 +46,25 @@ def old_items(
     store: SealedStore, accepted: AcceptedFormats, table: SealedTable, page: Page
 ) -> Iterator[tuple[ItemContext, OldItem | EventSealError]]:
     """
-    Open the rows of a page that the cipher does not, each with its place and an outcome of its own.
+    Open the rows of a page that may have older formats.
+
+    Each row has its own outcome.
 
     Args:
-        store: Its cipher is tried first.
-        accepted: The formats.
-        table: That the page is from.
+        store: The store whose cipher is tried first.
+        accepted: The formats that are accepted.
+        table: The table of the page.
         page: Rows without a known key.
     """
     for number, (context, outcome) in enumerate(opened_page(store, page, table.collection)):
         data = page.envelopes[number]
-        if isinstance(outcome, Opened):  # it is an envelope, yet its row says that it is none
+        if isinstance(outcome, Opened):  # it is an envelope, but its row does not say so
             found: OldItem | EventSealError = IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
         elif not isinstance(data, bytes):
             found = SerializationError(
-                f"an item's data are bytes, not {type(data).__name__}",
-                remedy="Items in a column of text are copied: see the page on migration.",
+                f"an item's data must be bytes, not {type(data).__name__}",
+                remedy='Copy the table, because its column holds text. See the page "Migrate from plaintext '
+                'and from older ciphers".',
             )
         elif isinstance(outcome, KmsError | StoreError):
             raise outcome
@@ -74,14 +77,14 @@ def old_items(
 
 def class_checks(store: SealedStore, *, is_library: bool) -> ClassChecks:
     """
-    Give the check of the classes that items name, by a store's event modules.
+    Return the checks of the classes that items name.
 
     Args:
-        store: May name event modules, which are imported.
+        store: The store whose event modules list the classes. They are imported.
         is_library: Whether the items stay in a table of the eventsourcing library.
 
     Raises:
-        ConfigurationError: A module is not there.
+        ConfigurationError: A module does not exist.
     """
     modules = EventModules(event_modules_of(store))
     modules.load()
@@ -90,42 +93,45 @@ def class_checks(store: SealedStore, *, is_library: bool) -> ClassChecks:
 
 def scope_given(scope_of: ScopeOf, context: ItemContext, plaintext: bytes) -> str:
     """
-    Ask the application's rule for the scope of one item: what it does not know stops no others.
+    Return the scope of one item by the application's rule.
 
     Args:
         scope_of: The rule.
         context: The item's place.
-        plaintext: Its JSON, which whoever writes to the old table chooses.
+        plaintext: The item's JSON. Anyone who can write to the old table chooses it.
 
     Raises:
-        SerializationError: The rule failed; the message does not repeat why, which may be the plaintext.
-        ConfigurationError: What it gave is no scope.
+        SerializationError: The rule failed, which does not stop other items. The message does not repeat why,
+            because the reason may contain plaintext.
+        ConfigurationError: The rule returned an invalid scope.
     """
     try:
         scope = scope_of(context, plaintext)
     except EventSealError:
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - of a function that is not ours
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the function is the application's
         failed = type(error)
     else:
         return checked_scope(scope)
-    remedy = "Let it give such items a scope, too; if this is no item of yours, find out who wrote it."
+    remedy = "Let the function return a scope for it too. If the item is not yours, find out who wrote it."
     if issubclass(failed, ModuleNotFoundError):
         remedy = "If it imports a module of the working directory, put that folder on PYTHONPATH. " + remedy
     raise SerializationError(
-        f"the key scope's function failed with {failed.__name__} for the item", remedy=remedy
+        f"the function for key scopes failed with {failed.__name__} for the item", remedy=remedy
     )
 
 
 class OldItemResealer(TableResealer):
     """
-    Turns the older items of one table into envelopes, a page at a time, as a re-encryption moves them.
+    Encrypts the older items of one table, a page at a time.
+
+    It swaps rows as a re-encryption does.
 
     Args:
-        store: Its cipher seals.
-        table: From the registry.
-        accepted: The formats that items may be in.
-        scope_of: Gives the key scope of an item from its place and its JSON.
+        store: The store whose cipher seals.
+        table: The registered table.
+        accepted: The formats that items may have.
+        scope_of: Returns the scope of an item from its place and its JSON.
     """
 
     by_tag = False
@@ -156,7 +162,7 @@ class OldItemResealer(TableResealer):
             try:
                 if isinstance(outcome, EventSealError):
                     raise outcome
-                self._binder.bind(context)  # one that has no place does not stop the others
+                self._binder.bind(context)  # an item without a valid place must not stop the others
                 self._classes.check(context.topic, outcome.plaintext)
                 scope = scope_given(self._scope_of, context, outcome.plaintext)
             except EventSealError as error:
@@ -165,7 +171,7 @@ class OldItemResealer(TableResealer):
                 opened[number] = outcome.plaintext, context, scope
         envelopes = self._sealed_by_scope(batch, page, opened)
         kept = page.only(list(envelopes))
-        # The old key is none that is destroyed one day: only the new one is held.
+        # Old keys are left out: nothing destroys them later, so only the new key is held.
         batch.page = replace(kept, key_ids=[None] * len(kept))
         batch.envelopes = list(envelopes.values())
         return batch
@@ -173,7 +179,7 @@ class OldItemResealer(TableResealer):
     def _sealed_by_scope(
         self, batch: Batch, page: Page, opened: Mapping[int, tuple[bytes, ItemContext, str]]
     ) -> dict[int, bytes]:
-        """Seal what was opened; what belongs to a scope that was shredded is listed, and stays."""
+        """Encrypt opened items. Items of a shredded scope fail, and stay as they are."""
         try:
             return self._sealed_all(opened)
         except KeyDestroyedError as error:
@@ -202,8 +208,8 @@ class OldItemResealer(TableResealer):
                 raise outcome
             if outcome.plaintext != plaintext:
                 raise IntegrityError(
-                    f"what was just sealed under key {outcome.key_id} does not open to the same bytes",
-                    remedy="Nothing of the batch was written. Check this machine's memory and its OpenSSL.",
+                    f"an item encrypted under key {outcome.key_id} does not decrypt to the same bytes",
+                    remedy="Nothing of the batch was written. Check this computer's memory and its OpenSSL.",
                     key_id=outcome.key_id,
                 )
         return dict(zip(opened, envelopes, strict=True))
@@ -211,20 +217,20 @@ class OldItemResealer(TableResealer):
 
 def stored_rule(key_scope: str | ScopeOf) -> dict[str, str]:
     """
-    Give a rule for scopes as a job keeps it.
+    Return a rule for scopes in the form that a job stores.
 
     Args:
-        key_scope: A scope, or a function of an item's place and its JSON that can be imported.
+        key_scope: A scope, or an importable function of an item's place and its JSON.
 
     Raises:
-        ConfigurationError: The function cannot be found again by its name.
+        ConfigurationError: The function cannot be imported by its name.
     """
     if isinstance(key_scope, str):
         return {"scope": key_scope}
     name = f"{getattr(key_scope, '__module__', '')}:{getattr(key_scope, '__qualname__', '')}"
     if _function(name) is not key_scope:
         raise ConfigurationError(
-            f"key_scope {name} cannot be found again by that name, as workers and a resumed job must",
+            f"key_scope {name} cannot be imported by that name, and workers and a resumed job need that",
             remedy="Define the function at the top of a module.",
         )
     return {"function": name}
@@ -232,17 +238,18 @@ def stored_rule(key_scope: str | ScopeOf) -> dict[str, str]:
 
 def scope_rule(job: Job, key_scope: str | ScopeOf | None) -> ScopeOf:
     """
-    Check the caller's rule for scopes against the one that a migration was begun with.
+    Check that the caller's rule for scopes is the migration's rule.
 
-    Nothing that the job's row names is imported: an attacker who can write to the database would choose what
-    runs.
+    Nothing that the job's row names is imported, because an attacker who can write to the database would
+    choose which code runs.
 
     Args:
         job: The migration's job.
-        key_scope: The caller's rule; ``None`` for the scope that the job was begun with.
+        key_scope: The caller's rule. ``None``: the scope that the job began with.
 
     Raises:
-        ConfigurationError: The job was begun with another rule, or with a function and the caller gives none.
+        ConfigurationError: The job began with another rule, or it began with a function and the caller passes
+            none.
     """
     stored = job.options["key_scope"]
     if key_scope is None and "scope" in stored:
@@ -250,7 +257,7 @@ def scope_rule(job: Job, key_scope: str | ScopeOf | None) -> ScopeOf:
     if key_scope is None or stored_rule(key_scope) != stored:
         what = "If this is your rule, run" if "function" in stored else "Run it without another scope"
         raise ConfigurationError(
-            f"job {job.job_id} was begun with another rule for scopes. Nothing was written",
+            f"job {job.job_id} began with another rule for scopes. Nothing was written",
             remedy=f"{what}: {resume_command(job)}",
         )
     return rule_of(key_scope)
@@ -261,7 +268,7 @@ def function_named(name: str) -> ScopeOf:
     Import a function that the command line names as ``module:function``.
 
     Raises:
-        ConfigurationError: The function is not there, or the import of its module fails.
+        ConfigurationError: The function does not exist, or its module cannot be imported.
     """
     module, separator, _ = name.partition(":")
     if separator and is_module_name(module):
@@ -269,14 +276,14 @@ def function_named(name: str) -> ScopeOf:
     found: ScopeOf | None = _function(name)
     if found is None:
         raise ConfigurationError(
-            f"there is no function {name}",
-            remedy="Name it as module:function, and put the module's folder on PYTHONPATH.",
+            f"the function {name} does not exist",
+            remedy="Write it as module:function, and put the module's folder on PYTHONPATH.",
         )
     return found
 
 
 def rule_of(key_scope: str | ScopeOf) -> ScopeOf:
-    """Give a function for scopes; a single scope is that of every item."""
+    """Return a function for scopes. A single scope becomes a function too."""
     return partial(_one_scope, key_scope) if isinstance(key_scope, str) else key_scope
 
 

@@ -1,4 +1,4 @@
-"""The passes of a job over its tables, until a look at the key ids finds nothing more to move."""
+"""The passes of a job over its tables, until nothing is left."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ if TYPE_CHECKING:
 
 MOST_PASSES = 4
 """
-Passes in one call. A look after which another run had joined the job counts as one.
+The most passes in one call.
 
-If keys are rotated again and again, the next call continues (docs/decisions/0012).
+A look also counts as a pass if another run joined the job after it. If keys are rotated again and again, the
+next call continues (docs/decisions/0012).
 """
 
 SMALL_TABLE = 10_000
-"""Items of a table that is one range."""
+"""A table with fewer items than this is one range."""
 
 _RANGE_ITEMS = 250_000
 _RANGES_PER_WORKER = 4
@@ -58,18 +59,18 @@ _WAIT = 0.1
 @dataclass(eq=False)
 class Passes:
     """
-    One call of ``reencrypt``, or of ``migrate``, on its job.
+    One call of ``reencrypt`` or ``migrate`` on its job.
 
     Attributes:
-        store: What the job works on.
-        job: Running, or finished.
-        tables: Those of the job.
-        workers: Of this call.
-        look: Counts what the tables hold to move.
-        settles: Says until when others may still append what the job is to move; ``None``: nobody does.
-        scope_of: Gives an item's scope where the job is a migration; must be importable in other processes.
-        heads: How envelopes begin that its first pass leaves where they are; none: only their keys decide.
-        progress: Called now and then.
+        store: The store that the job works on.
+        job: A job that is running or finished.
+        tables: The tables of the job.
+        workers: The workers of this call.
+        look: Counts the items in the tables that need work.
+        settles: Returns until when other processes may add items that need work. ``None``: none does.
+        scope_of: For a migration, returns the scope of an item. Other processes must be able to import it.
+        heads: The first bytes of envelopes that the first pass leaves as they are. Empty: only keys decide.
+        progress: Called from time to time.
     """
 
     store: SealedStore
@@ -90,22 +91,22 @@ class Passes:
         self._telling = Lock()
 
     def run(self) -> JobResult:
-        """Move what there is to move; see ``reencrypt``."""
+        """Do the job's work, as described in ``reencrypt``."""
         begun = 0
         while self._reread().state != jobs.PAUSED:
             totals = self._totals()
             if totals.open_shards and self.job.state == jobs.RUNNING:
                 self._work()
                 continue
-            # Before the look: that proves something only if all had noticed the rotation when it began
-            # (docs/decisions/0012).
+            # Read this time before the look: the look proves that nothing is left only if all processes had
+            # noticed the rotation when it began (docs/decisions/0012).
             settled = self.settles()
             sources = self.look()
             left = self.report.counted(sources, totals)
             if self.job.state == jobs.FINISHED:
                 complete = settled is None and not left
                 result = self.report.result(self.job, complete=complete, settled=settled)
-                return replace(result, job_id=None) if left else result  # only a new job moves what is left
+                return replace(result, job_id=None) if left else result  # only a new job does the rest
             over = self.job.pass_number > 0 and not left
             if over and self._end(settled):
                 return self.report.result(self.job, complete=settled is None, settled=settled)
@@ -117,7 +118,7 @@ class Passes:
     # --- passes ---
 
     def _begin_pass(self, sources: Sequence[TableSources]) -> bool:
-        """Cut the tables into ranges, unless another rotator has just done so."""
+        """Cut the tables into ranges, unless another run has just done so."""
         compromised = [key_id for source in sources for key_id in source.keys.get(KeyStatus.COMPROMISED, ())]
         record_missing_compromised(self.store, set(compromised), self.tables)
         heads = () if self.job.pass_number else self.heads
@@ -151,7 +152,7 @@ class Passes:
                 ],
             )
             job_shards.drop_old_failures(connection, job.job_id, job.pass_number + 1)
-            # Another run may have set the job to settling after an older look.
+            # After an older look, another run may have set the job to settling.
             jobs.update_job(connection, job.job_id, pass_number=job.pass_number + 1, state=jobs.RUNNING)
             return True
 
@@ -164,10 +165,10 @@ class Passes:
 
     def _end(self, settled: datetime | None) -> bool:
         """
-        End the job after a look that found nothing more to move.
+        End the job after a look that found nothing more to do.
 
         Returns:
-            False if another run joined the job, or changed it, after that look began. The caller looks again.
+            False if another run joined or changed the job after that look began. The caller must look again.
         """
 
         def end(connection: Connection) -> bool:
@@ -185,11 +186,11 @@ class Passes:
     # --- workers ---
 
     def _work(self) -> None:
-        """Work on the pass until nothing of it is free; wait a moment if others hold the rest."""
+        """Work until no range is free. If others hold some, wait a moment."""
         if self.workers.executor is None:
             self._worker().work()
         else:
-            with broken_pool_named("Run the same command again; the job goes on from there."):
+            with broken_pool_named("Run the same command again. The job continues where it stopped."):
                 self._work_elsewhere(self.workers.executor)
         if self._totals().open_shards:
             time.sleep(_WAIT)
@@ -229,7 +230,7 @@ class Passes:
             raise
 
     def _stop_workers(self, workers: set[Future[None]]) -> None:
-        """End this run's workers behind their batches, and wait for them."""
+        """Stop this run's workers after their batches, and wait for them."""
         for future in workers:
             future.cancel()
 
@@ -250,7 +251,7 @@ class Passes:
         return job_shards.load_totals(self._engine, self.job)
 
     def _tell(self) -> None:
-        """Tell how far the job is, now and then: one thread at a time, so that no older count comes after."""
+        """Report progress from time to time. One thread reports, so counts never decrease."""
         if self.progress is None or not self._telling.acquire(blocking=False):
             return
         try:
@@ -265,14 +266,14 @@ def work_in_process(
     open_store: Callable[[], SealedStore], job_id: UUID, batch: int, run: str, scope_of: ScopeOf | None
 ) -> None:
     """
-    Be one worker of a job, with a store of its own.
+    Run one worker of a job, with its own store.
 
     Args:
-        open_store: Opens it.
-        job_id: Of a running job.
-        batch: Items in a transaction at most.
-        run: Which call of the verb it belongs to.
-        scope_of: Gives an item's scope where the job is a migration.
+        open_store: Opens the worker's store.
+        job_id: A running job.
+        batch: The most items in one transaction.
+        run: The call of the verb that the worker belongs to.
+        scope_of: For a migration, returns the scope of an item.
     """
     with opened(open_store) as store:
         job = _job_of(store, job_id)
@@ -286,6 +287,6 @@ def _job_of(store: SealedStore, job_id: UUID) -> Job:
     if job is not None:
         return job
     raise JobError(
-        f"somebody deleted job {job_id} while it ran",
-        remedy="Run the command again, without the job's id: what was moved stays moved.",
+        f"job {job_id} was deleted while it ran",
+        remedy="Run the command again without the job's id. Finished items stay done.",
     )

@@ -1,4 +1,8 @@
-"""Resealers of a table: each batch is read, opened and sealed outside of any transaction, swapped in one."""
+"""
+Resealers, which re-encrypt the items of a table in batches.
+
+They read, open and seal each batch outside of any transaction, and swap its rows in one transaction.
+"""
 
 from __future__ import annotations
 
@@ -54,20 +58,20 @@ if TYPE_CHECKING:
 
 COMPROMISED_PHASE, OTHERS_PHASE = 0, 1
 ATTEMPTS = 8
-"""How often a batch is sealed anew because keys changed meanwhile."""
+"""The most attempts to seal a batch whose keys change meanwhile."""
 
 
 class ShardLostError(Exception):
-    """Another worker took the range, since this one was silent for too long."""
+    """Another worker took the range, because this one was silent too long."""
 
 
 class _KeysMovedError(Exception):
-    """A key that the batch used was closed or destroyed meanwhile; nothing of it was written."""
+    """A key of the batch was closed or destroyed. Nothing was written."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """What is to be done with the rows of a page: some swapped, the others counted and listed."""
+    """The results of a page's rows: envelopes to swap, counts and failures."""
 
     page: Page
     envelopes: Sequence[bytes] = ()
@@ -77,16 +81,16 @@ class Batch:
 
 class TableResealer:
     """
-    Moves the items of one table, a page at a time.
+    Re-encrypts the items of one table, a page at a time.
 
     Args:
-        store: Its cipher opens and seals.
-        table: From the registry.
-        statuses: Tell which rows are meant where a query cannot name all keys.
+        store: The store whose cipher opens and seals.
+        table: The registered table.
+        statuses: Selects the rows to re-encrypt where a query cannot name all keys.
     """
 
     by_tag: ClassVar[bool] = True
-    """Whether its rows hold envelopes, of which the tags are compared (docs/decisions/0012)."""
+    """Whether rows hold envelopes, whose tags are compared (docs/decisions/0012)."""
 
     def __init__(self, store: SealedStore, table: SealedTable, statuses: KeyStatuses) -> None:
         self._store = store
@@ -101,16 +105,16 @@ class TableResealer:
         self._aside = AsideRows.of_store(store, [table])
 
     def most_rows(self, batch: int) -> int:
-        """Say how many rows a transaction moves, if *batch* are allowed."""
+        """Return the most rows of a transaction, at most *batch*."""
         return batch if self._swaps.most_rows is None else min(batch, self._swaps.most_rows)
 
     def page(self, shard: Shard, limit: int, also: Callable[[Connection], None]) -> Page:
         """
-        Read the next rows of a range; only an empty page says that it is at its end.
+        Read the next rows of a range. Only an empty page means its end.
 
         Args:
-            shard: Its cursor says where.
-            limit: Rows at most.
+            shard: The range, whose cursor is the place to read from.
+            limit: The most rows to read.
             also: Reads something else in the same transaction.
         """
 
@@ -129,19 +133,21 @@ class TableResealer:
 
     def reseal(self, shard: Shard, page: Page, worker: str) -> Shard:
         """
-        Seal the rows of a page again, and swap those that are still as they were read.
+        Re-encrypt the rows of a page, and swap unchanged ones.
+
+        A row that has changed since it was read stays as it is.
 
         Args:
-            shard: To which the page belongs.
+            shard: The range that the page belongs to.
             page: At least one row.
-            worker: That holds the range.
+            worker: The worker that holds the range.
 
         Returns:
-            The range behind the page, as it is stored.
+            The range after the page, as it is stored.
 
         Raises:
-            IntegrityError: The range's row was edited so that it cannot be read.
-            ShardLostError: Another worker holds the range; nothing was written.
+            IntegrityError: The range's row cannot be read because it was edited.
+            ShardLostError: Another worker holds the range. Nothing was written.
             KmsError: The KMS refused or failed.
             StoreError: The database refused or failed.
         """
@@ -154,19 +160,19 @@ class TableResealer:
             except (_KeysMovedError, KeyDestroyedError, KeyNotFoundError):
                 self._store.keyring.refresh()
         raise StoreUnavailableError(
-            f"the keys of a batch of {self._table.table} changed {ATTEMPTS} times while it was sealed",
-            remedy="Run the same command again; the job goes on from there.",
+            f"while a batch of {self._table.table} was encrypted, its keys changed {ATTEMPTS} times",
+            remedy="Run the same command again. The job continues where it stopped.",
         )
 
     def _selection(self, shard: Shard) -> Selection:
-        """Parse a range's selection once: it may name a thousand keys."""
+        """Parse a range's selection once, because it may name a thousand keys."""
         if self._selected is None or self._selected[0] != shard.number:
             selection = self._stored(shard, "selection", selection_from_json)
             self._selected = shard.number, selection
         return self._selected[1]
 
     def _stored(self, shard: Shard, column: str, parse: Callable[[Any], Any]) -> Any:
-        """Parse what a range's row holds; an edited one is refused by name."""
+        """Parse a column of a range's row. If it was edited, raise an error that names it."""
         stored = getattr(shard, column)
         try:
             return None if stored is None else parse(stored)
@@ -174,7 +180,7 @@ class TableResealer:
             raise job_shards.unreadable_shard(self._engine, shard.job_id, shard.number, [column]) from None
 
     def _wanted(self, shard: Shard, page: Page, selection: Selection) -> Sequence[int]:
-        """Leave out what a query that cannot name all keys found too much."""
+        """Drop rows that were read because the query cannot name all keys."""
         if selection.keys is not None:
             return range(len(page))
         compromised = shard.phase == COMPROMISED_PHASE
@@ -185,7 +191,7 @@ class TableResealer:
         ]
 
     def _row_statuses(self, page: Page) -> Iterator[tuple[int, KeyStatus]]:
-        """Number the rows that name a key, with the status of that key."""
+        """Yield the numbers of rows that name a key, with its status."""
         named = {raw: UUID(bytes=raw) for raw in set(page.key_ids) if raw is not None}
         statuses = self._statuses.of(list(named.values()), self._table)
         for number, raw in enumerate(page.key_ids):
@@ -198,7 +204,7 @@ class TableResealer:
             page = page.only(self._below_marks(batch))
         outcomes = self._resealed(page)
         envelopes = [outcome for outcome in outcomes if isinstance(outcome, bytes)]
-        # Of the envelope that was opened, the header names the key; the row must say the same.
+        # The header of the opened envelope names the key, and the row must name the same key.
         if len(envelopes) < len(page) or any(map(page.differs, range(len(page)))):
             numbers = self._sort(page, outcomes, batch, fitting=frozenset(selection.fitting))
             envelopes = [outcome for number in numbers if isinstance(outcome := outcomes[number], bytes)]
@@ -213,7 +219,7 @@ class TableResealer:
         return reseal_many(page, collection, moved=moved(self._store, self._table, page))
 
     def _below_marks(self, batch: Batch) -> list[int]:
-        """Keep what was there when its key was marked; the rest is reported, and stays as it is."""
+        """Keep the rows that existed when their key was marked. Report the others."""
         there = were_there(self._engine, self._table.table, self._marks, batch.page)
         for number in sorted(set(range(len(batch.page))).difference(there)):
             key_id = batch.page.key_id(number)
@@ -225,7 +231,7 @@ class TableResealer:
     def _sort(
         self, page: Page, outcomes: Sequence[Outcome], batch: Batch, *, fitting: frozenset[UUID]
     ) -> list[int]:
-        """Give the rows that are to be swapped; count and list the others."""
+        """Return the rows to swap. Count and list the others."""
         numbers: list[int] = []
         for number, outcome in enumerate(outcomes):
             key_id = page.key_id(number)
@@ -234,21 +240,21 @@ class TableResealer:
                 if not page.differs(number):
                     numbers.append(number)
                     continue
-                # Nobody knows which of the two keys it names is the right one (docs/decisions/0020).
+                # The row names two keys, and nobody knows which one is right (docs/decisions/0020).
                 problem = IntegrityError(OPAQUE_INTEGRITY_MESSAGE)
             stuck = key_id not in fitting
             if problem is None:
                 self._skip(batch, key_id, stuck=stuck)
             elif isinstance(problem, KmsError | StoreError):
-                raise problem  # an outage is no fact about an item (docs/decisions/0004)
+                raise problem  # an outage says nothing about the item (docs/decisions/0004)
             elif is_erased(problem):
-                pass  # shredded since it was counted: there is nothing to move, and nothing wrong
+                pass  # it was shredded after the count: nothing is left to do, and nothing is wrong
             elif isinstance(problem, EventSealError):
                 self._fail(batch, page, number, problem, stuck=stuck)
         return numbers
 
     def _fail(self, batch: Batch, page: Page, number: int, error: EventSealError, *, stuck: bool) -> bool:
-        """Count a row that stays as it is; say whether that is a failure, and not set aside."""
+        """Count a row that stays as it is. Return whether it failed and is not set aside."""
         place = page.sequence_ids[number], page.positions[number]
         batch.counts["stuck"] += stuck
         if self._aside.at(self._table.table, place):
@@ -265,17 +271,17 @@ class TableResealer:
         if key_id is None or key_id in self._skipped_keys:
             return
         self._skipped_keys.add(key_id)
-        # A re-encryption makes no key, by policy neither (docs/decisions/0012).
+        # A re-encryption never creates a key, not even if the policy would (docs/decisions/0012).
         error = KeyNotFoundError(
-            f"the scope of key {key_id} has no active key: its items stay under it",
-            remedy="Rotate the scope, which gives it an active key; then run this again.",
+            f"the scope of key {key_id} has no active key, so the key's items were not re-encrypted",
+            remedy="To create an active key, rotate the scope. Then run this again.",
         )
         batch.failures.append(Failure.of_key(self._table.table, key_id, error))
 
     # --- the transaction ---
 
     def _write(self, shard: Shard, behind: Shard, batch: Batch, worker: str) -> Shard:
-        """Swap the rows and move the cursor behind them, in one transaction."""
+        """Swap the rows and move the cursor past them, in one transaction."""
         targets = {UUID(bytes=raw) for raw in {sealed[KEY_ID_IN_HEADER] for sealed in batch.envelopes}}
         if edited := self._make_fences(targets):
             batch = self._without(edited, batch)
@@ -286,7 +292,7 @@ class TableResealer:
         stored: list[Shard] = []
 
         def work(connection: Connection) -> Shard:
-            # An attempt whose COMMIT was not answered may have done it all.
+            # If an earlier attempt got no answer to its COMMIT, it may have done all of this.
             if stored and job_shards.is_shard_at(connection, stored[-1]):
                 return stored[-1]
             closed = share_fences(connection, targets)
@@ -325,18 +331,18 @@ class TableResealer:
         ]
 
     def _make_fences(self, key_ids: Collection[UUID]) -> Mapping[UUID, EventSealError]:
-        """Make fences that are not there; give those that were edited."""
+        """Create missing fences. Return the fences that were edited."""
         unknown = set(key_ids) - self._fenced
         if not unknown:
             return {}
-        # Committed before the items: else whoever waits for this row waits for a whole batch.
+        # Committed before the items, so that others who wait for this row do not wait for a whole batch.
         open_fences(self._engine, unknown)
         edited = unreadable_fences(self._engine, unknown)
         self._fenced |= unknown - edited.keys()
         return edited
 
     def _without(self, edited: Mapping[UUID, EventSealError], batch: Batch) -> Batch:
-        """Leave rows where they are whose new key has an edited fence."""
+        """Leave rows as they are if their new key's fence was edited."""
         kept: list[int] = []
         for number, sealed in enumerate(batch.envelopes):
             error = edited.get(UUID(bytes=sealed[KEY_ID_IN_HEADER]))
@@ -349,7 +355,11 @@ class TableResealer:
         return batch
 
     def _check_keys(self, connection: Connection, key_ids: Collection[UUID]) -> None:
-        """Roll back if a key was destroyed meanwhile: asked last, and held until COMMIT where that goes."""
+        """
+        Roll back if a key was destroyed meanwhile.
+
+        This check comes last. If the keys are in the same database, they stay locked until COMMIT.
+        """
         datastore, key_store = self._store.datastore, self._store.key_store
         if datastore.key_engine is datastore.engine and isinstance(key_store, SQLAlchemyKeyStore):
             gone = share_live_keys(connection, key_ids)
@@ -382,7 +392,7 @@ def _counted(shard: Shard, batch: Batch, done: int) -> Shard:
 
 
 class CollectionResealer(TableResealer):
-    """Moves the items of one table that are not bound to its collection yet, whatever their key."""
+    """Re-encrypts items not yet bound to their table's collection, under any key."""
 
     def _wanted(self, shard: Shard, page: Page, selection: Selection) -> Sequence[int]:
         if shard.phase == COMPROMISED_PHASE:

@@ -1,4 +1,4 @@
-"""Which items of a table a job works on: those of old keys, of older formats, of a former collection."""
+"""The items that a job works on, by their keys' status."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from eventseal.storage.items.key_counts import count_by_key, count_differing
 from eventseal.storage.items.swaps import MOST_LISTED_KEYS
 from eventseal.storage.jobs import jobs
 from eventseal.storage.jobs import shards as job_shards
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -32,14 +33,18 @@ if TYPE_CHECKING:
 
 
 FEW_ITEMS = 20_000
-"""So many a page sorts faster than it reads a large table in order."""
+"""
+The most items to sort page by page.
+
+With more items, reading the table in order is faster.
+"""
 
 _MOST_REMEMBERED = 100_000
 _CHUNK = 1000
 
 
 class KeyStatus(Enum):
-    """What a key's row says of the items that name it."""
+    """The status of items, from the row of their key."""
 
     FITTING = "under their scope's active key"
     OLD = "under a key that was rotated"
@@ -51,16 +56,18 @@ class KeyStatus(Enum):
 
 
 TO_RESEAL = frozenset({KeyStatus.OLD, KeyStatus.COMPROMISED, KeyStatus.UNREADABLE})
-"""What a pass looks at; what does not open is reported then, row by row."""
+"""Items that a pass processes. If one does not open, the pass reports its row."""
 
 
 class KeyStatuses:
     """
-    Tells how keys stand, from their rows, whose seals it checks, and remembers it for one pass.
+    Finds the status of keys from their rows, for one pass.
+
+    It checks the MACs of the rows, and remembers the results.
 
     Args:
-        store: Its keys.
-        keys: Only items under these are moved; ``None``: under any key that is not the active one.
+        store: The store of the keys.
+        keys: Only items under these keys are re-encrypted. ``None``: under any key that is not active.
     """
 
     def __init__(self, store: SealedStore, keys: Collection[UUID] | None) -> None:
@@ -71,11 +78,11 @@ class KeyStatuses:
 
     def of(self, key_ids: Collection[UUID], table: SealedTable) -> Mapping[UUID, KeyStatus]:
         """
-        Tell how each key stands.
+        Return the status of each key.
 
         Args:
-            key_ids: Any number.
-            table: Whose rows name them.
+            key_ids: Any number of key ids.
+            table: The table whose rows name them.
         """
         kind = table.application is None, bool(table.old_formats)
         unknown = [key_id for key_id in key_ids if (key_id, *kind) not in self._known]
@@ -86,7 +93,7 @@ class KeyStatuses:
         for chunk in chunks(unknown, _CHUNK):
             records = self._store.key_store.get(chunk)
             found.update({key_id: self._status(key_id, records.get(key_id), table) for key_id in chunk})
-            # What such a row says is not true: each of its items is looked at.
+            # An edited row is not believed, so each of its items is checked.
             for key_id in self._store.keyring.tables.edited_keys(chunk):
                 found[key_id] = self._if_asked(key_id, KeyStatus.UNREADABLE)
         if len(found) <= _MOST_REMEMBERED:
@@ -117,13 +124,13 @@ class KeyStatuses:
 @dataclass(frozen=True, slots=True)
 class TableSources:
     """
-    A table's items by how their keys stand, counted by the keys in their headers.
+    A table's items by the status of the keys in their headers.
 
     Attributes:
-        table: From the registry.
-        items: By how their key stands; plain ones under ``None``.
-        keys: The keys that have items here, by how they stand.
-        by_key: Items of the keys that are moved.
+        table: The registered table.
+        items: The number of items by key status. Plaintext items are under ``None``.
+        keys: The keys that have items here, by key status.
+        by_key: The number of items under each key that needs re-encryption.
     """
 
     table: SealedTable
@@ -133,15 +140,19 @@ class TableSources:
 
     @property
     def pending(self) -> int:
-        """Items that a pass looks at, but for those whose envelope alone does not fit."""
+        """
+        The number of items that a pass processes.
+
+        It leaves out items of fitting keys whose header is old.
+        """
         return sum(self.items.get(status, 0) for status in TO_RESEAL)
 
     def selections(self, heads: tuple[bytes, ...]) -> Iterator[tuple[int, Selection]]:
         """
-        Give the phases of a pass: compromised keys first, then the others.
+        Return the phases of a pass: compromised keys first, then the others.
 
         Args:
-            heads: How fitting envelopes begin; empty: only the keys are looked at.
+            heads: The first bytes of current envelopes. Empty: only the keys decide.
         """
         compromised = self.keys.get(KeyStatus.COMPROMISED, ())
         if compromised:
@@ -159,7 +170,7 @@ class TableSources:
             yield 1, Selection(keys=listed, few=self._are_few(others))
 
     def unsealed(self) -> Iterator[Selection]:
-        """Select the rows that no pass looks at: no envelopes, and what begins like one by chance."""
+        """Select rows that no pass processes, because they are no envelopes."""
         if plain := self.items.get(None, 0):
             yield Selection(keys=(), few=plain <= FEW_ITEMS, plain=True)
         keys = self.keys.get(KeyStatus.CHANCE, ())
@@ -175,12 +186,12 @@ def table_sources(
     store: SealedStore, tables: Sequence[SealedTable], keys: Collection[UUID] | None
 ) -> list[TableSources]:
     """
-    Count the items of tables by their keys, and tell how those stand now.
+    Count the items of tables by the current status of their keys.
 
     Args:
-        store: Its items and keys.
-        tables: From the registry.
-        keys: Only items under these are moved; ``None``: under any key that is not the active one.
+        store: The store of the items and keys.
+        tables: Registered tables.
+        keys: Only items under these keys are re-encrypted. ``None``: under any key that is not active.
 
     Raises:
         StoreError: The database refused or failed.
@@ -203,18 +214,21 @@ def _sources(store: SealedStore, table: SealedTable, statuses: KeyStatuses) -> T
 
 
 def _listed(keys: Sequence[UUID]) -> tuple[UUID, ...] | None:
-    # The nil id stands for what is no key id at all, and no query finds that.
+    # The nil id stands for bytes that are no key id, and no query finds those.
     return tuple(sorted(keys)) if len(keys) <= MOST_LISTED_KEYS and NIL_KEY_ID not in keys else None
 
 
 @dataclass(frozen=True, slots=True)
 class OldSources(TableSources):
     """
-    A table's items that may be in an older format: rows that are no envelopes, or name no key that there is.
+    A table's items that may be in an older format.
+
+    These rows hold no envelope, or name a key that does not exist.
 
     Attributes:
-        unknown: Keys that rows name and no key store has: by chance, a static key's, or another store's.
-        others: Envelopes of other applications, by application, in a table that is this one's alone.
+        unknown: Key ids that rows name and the key store lacks. They are there by chance, or belong to a
+            static key or another store.
+        others: Envelopes of other applications, by application, in a table that belongs to this one alone.
         has_scopes: Whether items are sealed under keys of other scopes than ``application``.
     """
 
@@ -224,11 +238,11 @@ class OldSources(TableSources):
 
     @property
     def pending(self) -> int:
-        """Items that a pass looks at."""
+        """The number of items that a pass processes."""
         return self.items.get(KeyStatus.UNREADABLE, 0)
 
     def selections(self, heads: tuple[bytes, ...]) -> Iterator[tuple[int, Selection]]:  # noqa: ARG002
-        """Give the one phase of a pass."""
+        """Return the only phase of a pass."""
         if self.pending:
             few = self.pending <= FEW_ITEMS
             listed = _listed(self.unknown)
@@ -237,11 +251,13 @@ class OldSources(TableSources):
 
 def old_sources(store: SealedStore, tables: Sequence[SealedTable]) -> list[OldSources]:
     """
-    Count what may be in an older format; the rows whose column and header differ are reported with it.
+    Count items that may be in an older format.
+
+    This includes rows whose column and header name different keys. They are reported as failures.
 
     Args:
-        store: Its items and keys.
-        tables: From the registry.
+        store: The store of the items and keys.
+        tables: Registered tables.
 
     Raises:
         StoreError: The database refused or failed.
@@ -258,7 +274,7 @@ def _old_sources(store: SealedStore, table: SealedTable) -> OldSources:
     others: Counter[str] = Counter()
     usual = {DEFAULT_SCOPE, store.cipher.stored_scope(DEFAULT_SCOPE)}
     has_scopes = False
-    # Not all records at once: a scope for each stream makes millions.
+    # Not all records together: with one scope for each stream, there are millions.
     for chunk in chunks(sorted(named), _CHUNK):
         records = store.key_store.get(chunk)
         unknown += [key_id for key_id in chunk if key_id not in records]
@@ -287,14 +303,14 @@ def _old_sources(store: SealedStore, table: SealedTable) -> OldSources:
 
 
 def foreign(source: OldSources, application: str) -> list[WrongApplicationError]:
-    """Name the applications whose envelopes are in a table that is not theirs."""
+    """Return an error for each application whose envelopes are in another's table."""
     return [
         WrongApplicationError(
-            f"{count} items of {source.table.table} are envelopes of the application {other!r}, "
+            f"{source.table.table} holds {counted(count, 'envelope')} of the application {other!r}, "
             f"not of {application!r}",
             expected=application,
             found=other,
-            remedy="Register the table for every application that writes there, or find out who wrote them.",
+            remedy="Register the table for every application that writes to it, or find out who wrote them.",
         )
         for other, count in sorted((source.others or {}).items())
     ]
@@ -303,22 +319,22 @@ def foreign(source: OldSources, application: str) -> list[WrongApplicationError]
 @dataclass(frozen=True, slots=True)
 class MovedSources(TableSources):
     """
-    All items of a table that is moved: which of them are bound to the new name, no key id says.
+    All items of a table that is moved. Key ids do not show what moved already.
 
     Attributes:
-        is_passed: Whether a whole pass has found each item bound to the new name, or has bound it.
+        is_passed: Whether a whole pass has bound each item to the new name, or found it bound.
     """
 
     is_passed: bool = False
 
     @property
     def pending(self) -> int:
-        """Items that a pass looks at."""
+        """The number of items that a pass processes."""
         wanted = () if self.is_passed else (*TO_RESEAL, KeyStatus.FITTING)
         return sum(self.items.get(status, 0) for status in wanted)
 
     def selections(self, heads: tuple[bytes, ...]) -> Iterator[tuple[int, Selection]]:
-        """Give the phases of a pass: compromised keys first, then all others."""
+        """Return the phases of a pass: compromised keys first, then all others."""
         if self.is_passed:
             return
         for phase, selection in super(MovedSources, self).selections(heads):
@@ -332,18 +348,18 @@ def moved_sources(store: SealedStore, table: SealedTable, job: Job | None) -> li
     Count the items of a table that is moved.
 
     Args:
-        store: Its items and keys.
-        table: As its record class describes it.
-        job: That moves it; ``None``: none does yet.
+        store: The store of the items and keys.
+        table: The table, as its record class describes it.
+        job: The job that moves it. ``None``: no job does yet.
     """
     (found,) = table_sources(store, [table], None)
     is_passed = job is not None and _is_passed(store.datastore.engine, job)
     return [MovedSources(found.table, found.items, found.keys, found.by_key, is_passed)]
 
 
-@reads("reading how far a job is")
+@reads("reading the progress of a job")
 def _is_passed(connection: Connection, job: Job) -> bool:
-    """Whether the last pass has met every row as it was read: one that was changed is looked at again."""
+    """Return whether the last pass found no row that changed meanwhile."""
     (now,) = jobs.load_jobs(connection, job.application, job_id=job.job_id)
     totals = job_shards.load_totals(connection, now)
     changed = sum(counts["changed"] for counts in totals.by_table.values())

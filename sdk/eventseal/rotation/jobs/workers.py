@@ -1,4 +1,4 @@
-"""Workers of a call: each takes ranges of a job, one after the other, at the pace that the job allows."""
+"""Workers. Each takes one range of a job after another, at the job's rate."""
 
 from __future__ import annotations
 
@@ -45,24 +45,25 @@ if TYPE_CHECKING:
 
 _MOST_RANGES = 4096
 MOST_IN_A_BATCH = 100_000
-"""A page is cut by its bytes long before."""
+"""An upper bound only. The size of a page in bytes usually limits a batch first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workers:
     """
-    The workers of one call of a verb, and how fast they may be.
+    The workers of one call of a verb, and their speed.
 
     Attributes:
-        batch: Items in a transaction at most, from 1 to 100,000.
-        shards: Workers to give the *executor*.
-        items_per_second: Over all workers; ``None``: as fast as they can.
-        executor: Runs the workers; ``None``: one in this thread.
-        open_store: Opens the store in a worker; must be importable there. Other processes need it.
-        run: Names this call.
+        batch: The most items in one transaction, from 1 to 100,000.
+        shards: The number of workers to run in the *executor*, 1 or more.
+        items_per_second: The highest rate of all workers together. ``None``: no limit.
+        executor: Runs the workers. ``None``: one worker runs in this thread.
+        open_store: Opens the store in a worker. Workers in other processes need it and must be able to import
+            it.
+        run: The name of this call.
 
     Raises:
-        ConfigurationError: A number is out of its range, or other processes lack *open_store*.
+        ConfigurationError: A number is out of its range, or workers in other processes lack *open_store*.
     """
 
     batch: int = 1
@@ -74,36 +75,36 @@ class Workers:
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= MOST_IN_A_BATCH:
-            raise ConfigurationError(f"batch is {self.batch}; it must be from 1 to {MOST_IN_A_BATCH:,}")
+            raise ConfigurationError(f"batch is {self.batch}. It must be from 1 to {MOST_IN_A_BATCH:,}")
         if self.shards < 1:
-            raise ConfigurationError(f"shards is {self.shards}; it must be at least 1")
+            raise ConfigurationError(f"shards is {self.shards}. It must be at least 1")
         rate = self.items_per_second
         if rate is not None and not LEAST_RATE <= rate < math.inf:
             raise ConfigurationError(
-                f"items_per_second is {rate}; it must be {LEAST_RATE} or more, and a finite number",
-                remedy="Leave it out to go as fast as the workers can.",
+                f"items_per_second is {rate}. It must be {LEAST_RATE} or more, and a finite number",
+                remedy="Omit it to work without a limit.",
             )
         if isinstance(self.executor, ProcessPoolExecutor) and self.open_store is None:
             raise ConfigurationError(
-                "workers in other processes cannot be given this store: no key travels",
-                remedy="Give open_store=, a function that they can import, such as EventSeal.from_settings.",
+                "workers in other processes cannot use this store, because keys never leave their process",
+                remedy="Pass open_store=, a function that they can import, such as EventSeal.from_settings.",
             )
 
     def in_time(self, items: int, seconds: float) -> float:
-        """Guess how long they take for *items* that one of them would do in *seconds*."""
+        """Estimate the time for *items* that take one worker *seconds*."""
         seconds /= min(self.shards, os.cpu_count() or 1)
         return seconds if self.items_per_second is None else max(seconds, items / self.items_per_second)
 
 
 def ranges_of(engine: Engine, table: SealedTable, ranges: int) -> list[tuple[Place | None, Place | None]]:
-    """Cut a table into ranges of about equal size: behind the first place, up to the second one."""
+    """Cut a table into similar ranges: after one place, up to another."""
     bounds = range_bounds(engine, table, min(ranges, _MOST_RANGES))
     return list(zip([None, *bounds], [*bounds, None], strict=True))
 
 
 @contextmanager
 def opened(open_store: Callable[[], SealedStore]) -> Iterator[SealedStore]:
-    """Open a store in a worker, and close it at the end if it can be."""
+    """Open a store in a worker. At the end, close it if it has ``close``."""
     store = open_store()
     try:
         yield store
@@ -113,35 +114,36 @@ def opened(open_store: Callable[[], SealedStore]) -> Iterator[SealedStore]:
 
 @contextmanager
 def broken_pool_named(remedy: str) -> Iterator[None]:
-    """Say what to do when a process of an executor ended."""
+    """If a process of an executor ends, raise an error with *remedy*."""
     try:
         yield
     except BrokenProcessPool:
-        raise JobError("a worker process ended in the middle of its work", remedy=remedy) from None
+        raise JobError("a worker process ended before its work was done", remedy=remedy) from None
 
 
 _PARTS = 3
 _live: set[str] = set()
-"""The workers of this process that work."""
+"""The workers of this process that are working."""
 
 
 def new_worker() -> str:
-    """Name a worker of this process: machine, process, when that began, and a number of its own."""
+    """Create a worker's name: its machine, process, process start and a number."""
     worker = f"{_machine()}|{os.getpid()}|{_start_of(os.getpid())}|{uuid4().hex}"
     _live.add(worker)
     return worker
 
 
 def end_worker(worker: str) -> None:
-    """Forget a worker: what it still holds is free."""
+    """Forget a worker, so that its ranges become free."""
     _live.discard(worker)
 
 
 def is_dead(worker: str) -> bool:
     """
-    Whether a worker is known to have ended: its process did, or, within this process, it did itself.
+    Return whether a worker is known to have ended.
 
-    Of another machine's, where processes cannot be told apart, or of an edited name, nothing is known.
+    It has ended if its process has, or if this process has ended it. Nothing is known of a worker on another
+    machine, of one whose processes cannot be identified, or of one whose name was edited.
     """
     machine, *rest = worker.split("|")
     if machine != _machine() or len(rest) != _PARTS or not (rest[0].isdecimal() and rest[0].isascii()):
@@ -156,7 +158,7 @@ def is_dead(worker: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    """Name what process ids are unique in: a container's are its own."""
+    """Return the name of the machine or container that numbers the processes."""
     try:
         booted = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         namespace = str(Path("/proc/self/ns/pid").readlink())
@@ -166,7 +168,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int | str) -> str:
-    """Say when a process began, in the kernel's ticks; empty if there is none, or nothing tells."""
+    """Return when a process began, in kernel ticks. Empty: it ended or is unknown."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -177,22 +179,26 @@ def _start_of(pid: int | str) -> str:
 
 
 _SLICE = 0.5
-"""Seconds that a worker sleeps at most before it shows that it lives, and looks whether it is to stop."""
+"""
+The most seconds that a worker sleeps before it checks for stops.
+
+It also shows then that it is alive.
+"""
 
 
 @dataclass(eq=False)
 class Pacer:
     """
-    Holds a job's workers back, so that all together move no more items a second than they may.
+    Limits the items per second of all workers of a job together.
 
-    Each batch takes its time out of the job's row before it begins; who comes while others have taken more
-    than has passed waits for the difference.
+    Before a batch begins, it reserves its time in the job's row. If other workers have reserved more time
+    than has passed, it waits for the difference.
 
     Attributes:
-        engine: Of the items' database.
-        job: As it was read.
-        sleep: Waits for seconds.
-        now: Seconds by one clock for all workers; ``None``: the database's.
+        engine: The engine of the items' database.
+        job: The job as it was read.
+        sleep: Waits for a number of seconds.
+        now: A clock in seconds that all workers share. ``None``: the database's clock.
     """
 
     engine: Engine
@@ -202,17 +208,17 @@ class Pacer:
     now: Callable[[], float] | None = None
 
     def most(self, batch: int) -> int:
-        """Say how many items a batch may have: at most about a second's worth, and at least one."""
+        """Return the most items of a batch: about one second's work."""
         rate = self.job.items_per_second
         return batch if rate is None else max(1, min(batch, int(rate)))
 
     def wait(self, items: int, between: Callable[[], None]) -> None:
         """
-        Take the time of *items*, and wait until it has come.
+        Reserve time for *items*, and wait until it has come.
 
         Args:
-            items: That are about to be moved.
-            between: Called again and again while waiting.
+            items: The number of items in the next batch.
+            between: Called repeatedly while waiting.
         """
         rate = self.job.items_per_second
         if rate is None or not items:
@@ -225,7 +231,7 @@ class Pacer:
             store_job_pace(connection, self.job.job_id, begins + items / rate)
             return begins - now
 
-        left = write(self.engine, take, doing="taking a job's pace")
+        left = write(self.engine, take, doing="reserving time for a job's batch")
         while left > 0:
             self.sleep(min(left, _SLICE))
             left -= _SLICE
@@ -233,17 +239,22 @@ class Pacer:
 
 
 LEASE = timedelta(seconds=10)
-"""How long a worker whose process cannot be looked at may be silent before others take its range."""
+"""
+How long a worker may be silent before another takes its range.
+
+It counts only for workers whose process cannot be checked.
+"""
 STEP_ASIDE = 0.25
 """
-Seconds for which a worker leaves SQLite's one write lock to others between two batches, while they write.
+Seconds between two batches on SQLite while other processes write.
 
-An append that meets the lock waits for milliseconds; so long a pause keeps those under one in a hundred,
-however fast they come (docs/decisions/0012).
+SQLite has one write lock, which stays free for that time.
+An append that finds the lock taken waits for milliseconds. A pause of this length keeps such appends under
+one in a hundred, however fast they come (docs/decisions/0012).
 """
 
 
-class _Stopped(Exception):  # noqa: N818 - no error: the job was paused, or the run is to end
+class _Stopped(Exception):  # noqa: N818 - not an error: the job was paused, or the run must end
     pass
 
 
@@ -253,15 +264,16 @@ class ShardWorker:
     Works on the ranges of a job's current pass.
 
     Attributes:
-        store: What the job works on.
-        job: As it was read.
+        store: The store that the job works on.
+        job: The job as it was read.
         tables: The registered tables, by name.
-        batch: Items in a transaction at most.
-        run: Which call of the verb it belongs to.
-        scope_of: Gives an item's scope where the job is a migration: from the caller, never from the row.
+        batch: The most items in one transaction.
+        run: The call of the verb that the worker belongs to.
+        scope_of: For a migration, returns the scope of an item. It comes from the caller, never from the
+            job's row.
         on_batch: Called after each batch.
-        sleep: Waits for seconds, where the job is throttled.
-        now: The throttle's clock; ``None``: the database's.
+        sleep: Waits for a number of seconds, if the job has a rate.
+        now: The clock of the rate. ``None``: the database's clock.
     """
 
     store: SealedStore
@@ -285,11 +297,13 @@ class ShardWorker:
 
     def work(self) -> None:
         """
-        Work until no range is free, or until the job is paused or the run is ended.
+        Work until no range is free or the job must stop.
+
+        It must stop when it is paused, or when the run ends.
 
         Raises:
-            IntegrityError: The job's row, or one of its ranges', was edited so that it cannot be read.
-            KmsError: The KMS refused or failed; what was moved stays so.
+            IntegrityError: The row of the job or of one of its ranges cannot be read because it was edited.
+            KmsError: The KMS refused or failed. The finished batches stay done.
             StoreError: The database refused or failed.
         """
         try:
@@ -298,7 +312,7 @@ class ShardWorker:
         finally:
             end_worker(self._worker)
             self._others.close()
-            with suppress(StoreError):  # others see that this worker has ended
+            with suppress(StoreError):  # other workers also notice that this worker has ended
                 job_shards.release_shards(self._engine, self._worker)
 
     def _work(self) -> None:
@@ -309,13 +323,13 @@ class ShardWorker:
             )
             if shard is None:
                 return
-            # What was rotated a moment ago must be a source here, and not the target any more.
+            # Items of a key that was rotated a moment ago need work, and no item may get that key any more.
             self.store.keyring.refresh()
             with suppress(ShardLostError):
                 self._finish(shard)
 
     def _finish(self, shard: Shard) -> None:
-        """Move a range's items, batch by batch, to its end."""
+        """Process a range's items batch by batch, until its end."""
         resealer = self._resealer(shard)
         limit = self._pacer.most(resealer.most_rows(self.batch))
         others_write = False
@@ -351,18 +365,19 @@ def table_resealers(
     store: SealedStore, job: Job, scope_of: ScopeOf | None
 ) -> Callable[[SealedTable], TableResealer]:
     """
-    Give a function that creates the resealer of a table.
+    Return a function that creates the resealer of a table.
 
     Args:
-        store: What the job works on.
-        job: As it was read.
+        store: The store that the job works on.
+        job: The job as it was read.
         scope_of: The rule for scopes, if the job is a migration.
 
     Raises:
-        ConfigurationError: The job is a migration, and its formats or its event modules are not here.
+        ConfigurationError: The job is a migration, and its formats are not configured here or its event
+            modules cannot be imported.
     """
     if scope_of is not None:
-        # The rule is the caller's: a job's row names no code to run (docs/decisions/0027).
+        # The rule comes from the caller: a job's row must not choose which code runs (docs/decisions/0027).
         accepted = configured_formats(store)
         return lambda table: OldItemResealer(
             store, table, accepted=accepted_in(accepted, table), scope_of=scope_of

@@ -1,1 +1,1 @@
-"""The state of keys and items in numbers, and what is worth running next."""
+"""The status of keys and items, and the commands to run next."""

@@ -1,4 +1,4 @@
-"""The status of keys and items as values, and the commands worth running next. No I/O."""
+"""Status values, and the commands to run next. This module does no I/O."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import BRANCH_PREFIX, branch_uri
 from eventseal.rotation.jobs.jobs import MIGRATE, resume_command, verb_of
-from eventseal.storage.jobs.jobs import FINISHED, RUNNING, SETTLING
+from eventseal.storage.jobs.jobs import FINISHED, PAUSED, RUNNING, SETTLING
+from eventseal.wording import counted, moment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,18 +26,18 @@ if TYPE_CHECKING:
 
 
 PLAIN, UNKNOWN = "plain", "unknown"
-"""Stand in place of a key's state for items in plain, and for items of keys that are not there."""
+"""Used instead of a key state for plaintext items and missing keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
     """
-    One thing that is worth running.
+    A command to run next.
 
     Attributes:
-        command: As it is typed.
-        reason: Why.
-        after: From when on, by the database's clock; ``None``: now.
+        command: The command, as you type it.
+        reason: Why it is useful.
+        after: When it becomes useful, by the database's clock. ``None``: now.
     """
 
     command: str
@@ -47,13 +48,14 @@ class Advice:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStatus:
     """
-    A re-encryption, and how far it is.
+    A re-encryption or migration, and its progress.
 
     Attributes:
-        job: As its row says, as far as it can be read.
-        done: Items that were moved.
-        failed: Items that could not be, in its last pass.
-        problem: Why neither is known: the job's row, or one of its ranges', was edited.
+        job: The job as its row describes it, as far as the row can be read.
+        done: Items re-encrypted or migrated.
+        failed: Items that could not be, in the job's last pass.
+        problem: If set, *done* and *failed* are unknown: the row of the job or of one of its ranges was
+            edited.
     """
 
     job: Job
@@ -65,27 +67,28 @@ class JobStatus:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """
-    What stands in the tables at one moment.
+    The contents of an application's tables at one moment.
 
     Attributes:
-        application: Whose keys and items.
+        application: The application that owns the keys and items.
         now: The database's clock.
-        refresh_interval: How long it takes at most until every process has seen a change of a key.
-        keys: How many, by purpose, kind of scope and state.
-        closed: The first thousand keys that seal no more and were not destroyed.
+        refresh_interval: The longest time until every process notices that a key has changed.
+        keys: Counts of keys by purpose, kind of scope and state.
+        closed: The first 1,000 deactivated or compromised keys.
         overdue: Active data keys that are due for rotation.
-        items: By table, and in it by the state of their keys, or ``plain``, or ``unknown``, or ``set_aside``.
-        items_by_key: Items by key, without those that are set aside.
-        keys_set_aside: Keys that rows need which are set aside.
-        unreadable: By table, items that no reader takes: they are not encrypted where they must be, their
-            key is not there, or their column names another key than their envelope.
-        old_formats: What readers accept beside envelopes while a migration lasts, by table.
-        keks: What hangs on which KEK and version.
-        jobs: Re-encryptions that did not end, and the last one that did.
-        edited: Rows that were edited so that they cannot be read. Of the registry: *items* lack their tables.
-            Of keys: their state or purpose is none that there is, or their scope cannot be read; the latter
-            are counted together.
-        next_steps: What is worth running, the most urgent first.
+        items: Items by table, and in each table by the state of their key, or ``plain``, ``unknown`` or
+            ``set_aside``.
+        items_by_key: Items by key, without the items that are set aside.
+        keys_set_aside: Keys that rows which are set aside need.
+        unreadable: By table, the items that no reader accepts. They are not encrypted where they must be,
+            their key is missing, or their column names another key than their envelope.
+        old_formats: By table, the older formats that readers also accept until a migration is finished.
+        keks: Counts of wrappings by KEK and KEK version.
+        jobs: The jobs that are not finished, and the last one that is.
+        edited: Rows that cannot be read because they were edited. If a row of the registry was edited,
+            *items* lacks its table. If a row of a key was edited, its state or purpose is unknown, or its
+            scope cannot be read. Keys with an unreadable scope are counted together.
+        next_steps: The commands to run next, the most urgent first.
     """
 
     application: str
@@ -106,22 +109,26 @@ class Status:
 
     @property
     def is_sound(self) -> bool:
-        """Whether every item can be read as far as its key id tells, and no row that was read was edited."""
+        """
+        Whether no unreadable item and no edited row was found.
+
+        An item counts as readable if its key id says so. Status does not decrypt.
+        """
         jobs_read = all(job_status.problem is None for job_status in self.jobs)
         return jobs_read and not self.unreadable and not self.edited
 
 
 _AT_IT = timedelta(minutes=1)
 _NAMED = 5
-"""Keys that a command names one by one; of more it is left to find them."""
+"""The most keys that a command names. With more keys, the command finds them itself."""
 
 
 def next_steps(status: Status) -> tuple[Advice, ...]:
     """
-    Say what is worth running, the most urgent first.
+    List the commands to run next, the most urgent first.
 
     Args:
-        status: Of the application.
+        status: The application's status.
     """
     return (
         *_unreadable(status),
@@ -137,47 +144,50 @@ def next_steps(status: Status) -> tuple[Advice, ...]:
 
 def with_upgrade_first(status: Status) -> Status:
     """
-    Put the upgrade of key tables of an earlier release before all other advice, which is refused until then.
+    Advise to upgrade old key tables before all other steps.
+
+    Until then, the other commands are refused.
 
     Args:
-        status: Of an application with such key tables.
+        status: The status of an application whose key tables are of an earlier release.
     """
     upgrade = Advice(
         command="eventseal init",
-        reason="the key tables are of an earlier release: until they are upgraded, nothing changes keys or "
-        "encrypts items again. Stop all processes of that release first",
+        reason="the key tables are of an earlier release. Until you upgrade them, nothing can change keys or "
+        "re-encrypt items. First stop all processes of that release",
     )
     return replace(status, next_steps=(upgrade, *status.next_steps))
 
 
 def unfinished_job(job_status: JobStatus, now: datetime) -> Advice | None:
     """
-    Say how a re-encryption, or a migration, is gone on with.
+    Return the command that continues a re-encryption or migration.
 
     Args:
-        job_status: Of the job.
+        job_status: The job's status.
         now: The database's clock.
 
     Returns:
-        ``None`` if it ended, or has moved on within the last minute: then somebody is at it.
+        ``None`` if the job is finished, or progressed within the last minute: a process is working on it.
     """
     job = job_status.job
     if job_status.problem is not None:
         return Advice(
             command=f"eventseal {verb_of(job.options)}",
-            reason=f"{job_status.problem}; the command begins a job anew. {job_status.problem.remedy}",
+            reason=f"{job_status.problem}. The command starts a new job. {job_status.problem.remedy}",
         )
     if job.state == FINISHED or (job.state == RUNNING and now - job.updated_at < _AT_IT):
         return None
     what = "migration" if verb_of(job.options) == MIGRATE else "re-encryption"
     reason = (
-        f"a {what} did not end: {job_status.done:,} of {job.total:,} items were moved, it is "
-        f"{job.state} since {job.updated_at.isoformat(timespec='seconds')}"
+        f"a {what} {'is paused' if job.state == PAUSED else 'was interrupted'}: "
+        f"{job_status.done:,} of {counted(job.total, 'item')} done. "
+        f"Last progress: {moment(job.updated_at, now)}"
     )
     if job.state == SETTLING:
         reason = (
-            f"a {what} has moved all {job_status.done:,} items, and is to look once more when every process "
-            "has noticed the new keys"
+            f"a {what} is done with {counted(job_status.done, 'item')}, but processes that had not noticed "
+            "the new keys may have added items under old ones. The command checks for such items a last time"
         )
     elif "function" in job.options.get("key_scope", {}):
         reason += _REMINDER
@@ -193,15 +203,17 @@ def _unreadable(status: Status) -> Iterator[Advice]:
     if status.edited:
         yield Advice(
             command="eventseal verify",
-            reason="rows were edited so that they cannot be read. Restore them from a backup first, as said "
-            "above",
+            reason="rows cannot be read because they were edited. First restore them from a backup, as the "
+            "messages above say",
         )
     if status.unreadable:
-        counts = ", ".join(f"{count:,} items of {table}" for table, count in status.unreadable.items())
+        counts = ", ".join(
+            f"{counted(count, 'item')} of {table}" for table, count in status.unreadable.items()
+        )
         yield Advice(
             command="eventseal verify",
-            reason=f"{counts} are not encrypted, or their key is not there: no reader takes them, and verify "
-            "names each",
+            reason=f"no reader accepts {counts}. Either an item is not encrypted, its key is missing, or its "
+            "column names another key than its envelope. `eventseal verify` lists each",
         )
 
 
@@ -218,28 +230,30 @@ def _compromised(status: Status) -> Iterator[Advice]:
     if items:
         yield Advice(
             command=f"eventseal reencrypt{_named(keys)}",
-            reason=f"{items:,} items are under {_counted(keys)}compromised keys",
+            reason=f"{counted(items, 'item')} under {_keys_in(KeyState.COMPROMISED, keys)} "
+            "must be re-encrypted",
         )
 
 
 def _migrate(status: Status) -> Iterator[Advice]:
-    """A migration that was begun is to be finished: until then, readers take what nothing authenticates."""
+    """Advise to finish a migration. Until then, readers accept items that nothing authenticates."""
     accepting = status.old_formats
     jobs = [job_status.job for job_status in status.jobs]
     if not accepting or any(verb_of(job.options) == MIGRATE and job.state != FINISHED for job in jobs):
-        return  # of a job that did not end, its own step tells
+        return  # an unfinished job has its own advice
     formats = ", ".join(sorted({name for names in accepting.values() for name in names}))
     old = [status.items.get(table, {}).get(state, 0) for table in accepting for state in (PLAIN, UNKNOWN)]
     if any(old):
         yield Advice(
             command="eventseal migrate",
-            reason=f"{sum(old):,} items are to be migrated from {formats}, which readers accept until then",
+            reason=f"{counted(sum(old), 'item')} must be migrated from {formats}. Until then, readers accept "
+            "these formats",
         )
     else:
         yield Advice(
             command="eventseal migrate finish",
-            reason=f"every item is an envelope, and readers of {len(accepting):,} tables accept {formats} "
-            "still; stop what writes it first",
+            reason=f"every item is an envelope, but readers of {counted(len(accepting), 'table')} "
+            f"still accept {formats}. First stop every process that writes these formats",
         )
 
 
@@ -253,9 +267,9 @@ def _rewrap(status: Status) -> Iterator[Advice]:
         wrappings[use.kek_uri] += use.wrappings
     several = [uri for uri, found in versions.items() if len(found) > 1]
     if several:
-        reason = f"several versions are in use of {', '.join(sorted(several))}"
+        reason = f"keys are wrapped under several versions of these KMS keys: {', '.join(sorted(several))}"
     elif len(set(wrappings.values())) > 1:
-        reason = f"not every key is under each of the KEKs in use: {', '.join(sorted(wrappings))}"
+        reason = f"not every key is wrapped under each of the KMS keys in use: {', '.join(sorted(wrappings))}"
     else:
         return
     yield Advice(command="eventseal rewrap", reason=reason)
@@ -267,7 +281,8 @@ def _rotate(status: Status) -> Iterator[Advice]:
         scopes = "".join(f" --scope {shlex.quote(scope)}" for scope in overdue.scopes)
         yield Advice(
             command=f"eventseal rotate{scopes if overdue.keys == len(overdue.scopes) else ''}",
-            reason=f"{overdue.keys:,} active data keys are over the policy's age or items",
+            reason=f"{counted(overdue.keys, 'active data key')} should be rotated: the policy's maximum age "
+            "or number of items is reached",
         )
 
 
@@ -276,36 +291,40 @@ def _reencrypt(status: Status) -> Iterator[Advice]:
     if items:
         yield Advice(
             command="eventseal reencrypt",
-            reason=f"{items:,} items are under {_counted(keys)}keys that seal no more",
+            reason=f"{counted(items, 'item')} under {_keys_in(KeyState.DEACTIVATED, keys)} "
+            "can be re-encrypted",
         )
 
 
 def _retire(status: Status) -> Iterator[Advice]:
     empty = _needed_by_nothing(status)
     moments = [_settled_at(status, key) for key in empty]
-    settled = [moment for moment in moments if moment <= status.now]
+    settled = [time for time in moments if time <= status.now]
     if empty:
+        destroyed = "deactivated or compromised key"
+        keys = len(settled or empty)
+        count = f"{keys:,} or more {destroyed}s" if _are_more(status) else counted(keys, destroyed)
         yield Advice(
             command="eventseal retire",
-            reason=f"{len(settled or empty):,}{_or_more(status)} keys seal no more, and nothing needs them",
+            reason=f"`eventseal retire` can destroy {count} that nothing needs",
             after=None if settled else min(moments),
         )
 
 
 def _items_under(status: Status, state: KeyState) -> tuple[int, Sequence[ClosedKey]]:
-    """Count the items under keys in a state, and name the keys; none if more were replaced than listed."""
+    """Count items under keys in a state. Return also the keys if all are listed."""
     items = sum(counts.get(state, 0) for counts in status.items.values())
     keys = [key for key in status.closed if key.state == state and status.items_by_key.get(key.key_id)]
     known = sum(status.items_by_key[key.key_id] for key in keys)
     return items, keys if known == items else ()
 
 
-def _counted(keys: Sequence[ClosedKey]) -> str:
-    return f"{len(keys):,} " if keys else ""
+def _keys_in(state: KeyState, keys: Sequence[ClosedKey]) -> str:
+    return counted(len(keys), f"{state} key") if keys else f"{state} keys"
 
 
 def _needed_by_nothing(status: Status) -> list[ClosedKey]:
-    """Those that no item names and, of branch keys, under which no key is wrapped."""
+    """Return the keys that no item names and no key needs."""
     wrapping = {use.kek_uri for use in status.keks}
     return [
         key
@@ -316,24 +335,24 @@ def _needed_by_nothing(status: Status) -> list[ClosedKey]:
     ]
 
 
-def _or_more(status: Status) -> str:
-    """Say so where there are more keys that seal no more than were looked at."""
+def _are_more(status: Status) -> bool:
+    """Return whether more deactivated or compromised keys exist than the listed ones."""
     listed = KeyPurpose.DATA, KeyPurpose.BRANCH
     there = sum(
         total.keys
         for total in status.keys
         if total.purpose in listed and total.state in (KeyState.DEACTIVATED, KeyState.COMPROMISED)
     )
-    return " or more" if there > len(status.closed) else ""
+    return there > len(status.closed)
 
 
 def _noticed_at(status: Status) -> datetime:
-    """When the last process has noticed the last replacement of a key, as far as those were looked at."""
+    """Return when the last process notices that the listed keys changed."""
     return max([_settled_at(status, key) for key in status.closed], default=status.now)
 
 
 def _settled_at(status: Status, key: ClosedKey) -> datetime:
-    """When the last process has seen that the key seals no more."""
+    """Return when every process has noticed that the key is inactive."""
     return status.now if key.since is None else key.since + status.refresh_interval
 
 

@@ -1,4 +1,4 @@
-"""The state of an application's keys and items, as its tables say. No KEK is called."""
+"""The status of an application's keys and items, read from its tables. No KEK is called."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from eventseal.storage.jobs import jobs
 from eventseal.storage.jobs import shards as job_shards
 from eventseal.storage.key_store import SQLAlchemyKeyStore
 from eventseal.storage.keys.rows import of_unknown_kind
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Mapping, Sequence
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 
 MOST_CLOSED_KEYS = 1000
-"""Keys that seal no more which are looked at one by one."""
+"""The most deactivated or compromised keys that are read one by one."""
 
 
 def status(
@@ -59,26 +60,26 @@ def status(
     said: Collection[SetAside] = (),
 ) -> Status:
     """
-    Read where everything stands.
+    Return the status of an application's keys and items.
 
     Args:
-        key_store: Has the keys.
-        datastore: Has the items, the registry of their tables, and the key tables.
-        application: Whose.
-        policy: Says which keys are due for rotation.
+        key_store: The store of the keys.
+        datastore: The database of the items, of the registry of their tables, and of the key tables.
+        application: The application that owns the keys and items.
+        policy: The rotation policy, which decides which keys are overdue.
         always_encrypt: Whether every event is encrypted, as the setting says.
-        said: The rows that the ledger excuses: those that are still what they were are counted by themselves.
+        said: The rows that the ledger lists as set aside. Unchanged ones are counted separately.
 
     Raises:
-        ConfigurationError: A registered table is not there, or no table is; or the key store is not the
-            datastore's: what is counted are rows of the key tables.
+        ConfigurationError: A registered table does not exist, or no table does. Or the key store is not the
+            datastore's: status counts rows of the key tables.
         StoreError: The database refused or failed.
     """
     if not isinstance(key_store, SQLAlchemyKeyStore):
         raise ConfigurationError(
             f"status counts the rows of key tables, and a {type(key_store).__name__} has none",
-            remedy="Give it the SQLAlchemyKeyStore of the datastore. A key store of your own lists its keys "
-            "by page().",
+            remedy="Pass the SQLAlchemyKeyStore of the datastore. To list the keys of your own key store, "
+            "call its page().",
         )
     engine, now = datastore.key_engine, key_store.now()
     edited: list[IntegrityError] = []
@@ -115,16 +116,16 @@ def status(
     return with_upgrade_first(found) if has_old_key_tables(key_store, application) else found
 
 
-@reads("reading how far jobs are")
+@reads("reading the progress of jobs")
 def job_statuses(connection: Connection, application: str) -> list[JobStatus]:
     """
-    Tell how far re-encryptions are that did not end, and the last one that did.
+    Return the progress of unfinished jobs and of the last finished one.
 
-    One that was edited so that nobody can tell has the state ``unreadable``.
+    If a job's row cannot be read because it was edited, its state is ``unreadable``.
 
     Args:
-        connection: To the items' database, which has the jobs.
-        application: Whose.
+        connection: A connection to the items' database, which holds the jobs.
+        application: The application that owns the jobs.
 
     Raises:
         StoreError: The database refused or failed.
@@ -147,10 +148,10 @@ def job_statuses(connection: Connection, application: str) -> list[JobStatus]:
 
 
 def _unreadable_scope(total: KeyTotal) -> IntegrityError:
-    keys = f"{total.keys:,} {total.state} {total.purpose} key{'s' * (total.keys > 1)}"
+    keys = counted(total.keys, f"{total.state} {total.purpose} key")
     return IntegrityError(
         f"the scope of {keys} was edited and cannot be read",
-        remedy="Find the rows with `eventseal keys`, and restore them from a backup.",
+        remedy="To find the rows, run `eventseal keys`. Restore them from a backup.",
     )
 
 
@@ -162,7 +163,7 @@ def _items(
     *,
     always_encrypt: bool,
 ) -> tuple[dict[str, dict[str, int]], Counter[UUID], dict[str, int]]:
-    """Count items by table and state, by key, and by table those that no reader takes."""
+    """Count items by table and state, and by key. Also count unreadable items."""
     by_table: dict[str, dict[str, int]] = {}
     by_key: Counter[UUID] = Counter()
     unreadable: dict[str, int] = {}
@@ -183,7 +184,7 @@ def _items(
         wrong = _unreadable(table, counts, differing, states, without=without)
         if wrong:
             unreadable[table.table] = wrong
-        if table.is_others:  # of what is theirs, nobody here can say how it stands
+        if table.is_others:  # this application cannot know the state of another application's items
             named = {key_id: count for key_id, count in named.items() if key_id in states}
             counts.pop(None, None)
         by_state: Counter[str] = Counter()
@@ -205,13 +206,17 @@ def _unreadable(
     *,
     without: int,
 ) -> int:
-    """Count what no reader takes, as far as the key ids alone tell; *without* an envelope are so many."""
-    # Another application's key, or, while a migration lasts, what an older item has at that place by chance.
+    """
+    Count the items that no reader accepts, as key ids show.
+
+    *without* is the number of items without an envelope.
+    """
+    # The key may be another application's. During a migration, an older item may have any bytes there.
     may_be_no_key = table.is_others or bool(table.old_formats)
     wrong = {key_id: count for key_id, count in differing.items() if key_id in known or not may_be_no_key}
     if not table.is_others:
         wrong[None] = without
-    # In a shared table the key may be another application's, too.
+    # In a shared table, the key may be another application's too.
     if table.application is not None and not may_be_no_key:
         wrong |= {key_id: count for key_id, count in counts.items() if key_id and key_id not in known}
     return sum(wrong.values())
@@ -220,10 +225,10 @@ def _unreadable(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedKey:
     """
-    A key as its row says, and how much hangs on it.
+    A key as its row describes it, and its item count.
 
     Attributes:
-        record: The row; its seal was not checked.
+        record: The key's row. Its MAC was not checked.
         items: Rows of the registered tables that name the key.
     """
 
@@ -234,15 +239,15 @@ class ListedKey:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPage:
     """
-    Some keys of an application, in order of their ids, hence of their age.
+    A page of an application's keys, ordered by id, so by age.
 
     Attributes:
-        application: Whose.
-        keys: Those asked for.
-        next: Behind which key the next page begins; ``None``: there is none.
+        application: The application that owns the keys.
+        keys: The keys of this page.
+        next: The key after which the next page begins. ``None``: this is the last page.
         plain_items: Rows of the registered tables that name no key.
         unknown_keys: Rows by the key that they name, for keys that the application does not have.
-        unreadable: Rows of the registry that were edited: nobody counts the items of their tables.
+        unreadable: Rows of the registry that were edited. The items of their tables are not counted.
     """
 
     application: str
@@ -267,16 +272,16 @@ def list_keys(
     List keys and count their items.
 
     Args:
-        key_store: Has the keys.
-        datastore: Has the items, and the registry of their tables.
-        application: Whose keys.
-        scopes: Only keys of these, as the key tables have them.
+        key_store: The store of the keys.
+        datastore: The database of the items and of the registry of their tables.
+        application: The application that owns the keys.
+        scopes: Only keys of these scopes, as the key tables name them.
         state: Only keys in this state.
-        after: Begin behind this key.
-        limit: Keys at most.
+        after: The key after which the page begins.
+        limit: The most keys to list.
 
     Raises:
-        ConfigurationError: A registered table is not there, or no table is.
+        ConfigurationError: A registered table does not exist, or no table does.
         StoreError: The database refused or failed.
     """
     counts: Counter[UUID | None] = Counter()

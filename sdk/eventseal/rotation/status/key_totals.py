@@ -1,4 +1,4 @@
-"""Totals over the key tables, each one query, and when the last change of keys is noticed everywhere."""
+"""Totals over the key tables, each by one query. Also when key changes are noticed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 UNREADABLE_KIND = f":{UNREADABLE}"
-"""Stands for the kind of a scope that cannot be read. No scope has it: a kind ends before the first colon."""
+"""The kind of a scope that cannot be read. No real kind contains a colon."""
 
 _KEYS = encryption_keys.c
 _LATER_STATES = (KeyState.DEACTIVATED, KeyState.COMPROMISED)
@@ -48,13 +48,13 @@ _SHOWN = 3
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyTotal:
     """
-    How many keys there are of one kind.
+    The number of keys of one kind.
 
     Attributes:
-        purpose: As the rows say, as do the others.
-        kind: Of their scopes: what stands before the colon, or :data:`UNREADABLE_KIND`.
-        state: Of the keys.
-        keys: How many.
+        purpose: The purpose of the keys, as their rows say.
+        kind: The kind of their scopes: the text before the colon, or :data:`UNREADABLE_KIND`.
+        state: The state of the keys, as their rows say.
+        keys: The number of keys.
     """
 
     purpose: str
@@ -66,14 +66,14 @@ class KeyTotal:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClosedKey:
     """
-    A data or branch key that seals no more, and was not destroyed.
+    A deactivated or compromised data key or branch key.
 
     Attributes:
-        key_id: Its id.
+        key_id: The key's id.
         purpose: ``data`` or ``branch``.
-        scope: Whose items it sealed.
+        scope: The key's scope.
         state: ``deactivated`` or ``compromised``.
-        since: When it left the active state, by the database's clock.
+        since: When it stopped being active, by the database's clock.
     """
 
     key_id: UUID
@@ -86,11 +86,11 @@ class ClosedKey:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverdueKeys:
     """
-    Active data keys that the policy would replace.
+    Active data keys that the rotation policy would replace.
 
     Attributes:
-        keys: How many.
-        scopes: Of the oldest ones.
+        keys: The number of keys.
+        scopes: The scopes of the oldest three.
     """
 
     keys: int
@@ -103,8 +103,8 @@ def keys_by_kind(connection: Connection, *, application: str) -> list[KeyTotal]:
     Count keys by purpose, kind of scope and state.
 
     Args:
-        connection: To the database of the keys.
-        application: Whose keys.
+        connection: A connection to the database of the keys.
+        application: The application that owns the keys.
     """
     columns = _KEYS.purpose, _kind(connection).label("kind"), _KEYS.state
     query = select(*columns, func.count().label("keys")).where(_KEYS.application == application)
@@ -113,15 +113,17 @@ def keys_by_kind(connection: Connection, *, application: str) -> list[KeyTotal]:
     return [KeyTotal(**{**unreadable, **row.values}) for row in rows]
 
 
-@reads("looking for keys that seal no more")
+@reads("looking for keys that are no longer active")
 def closed_keys(connection: Connection, *, application: str, limit: int) -> list[ClosedKey]:
     """
-    List data and branch keys that seal no more and may be retired one day, the oldest first.
+    List deactivated or compromised data and branch keys, the oldest first.
+
+    They can be retired when nothing needs them.
 
     Args:
-        connection: To the database of the keys.
-        application: Whose keys.
-        limit: At most so many.
+        connection: A connection to the database of the keys.
+        application: The application that owns the keys.
+        limit: The most keys to list.
     """
     left = func.coalesce(_KEYS.deactivated_at, _KEYS.compromised_at).label("since")
     query = (
@@ -134,18 +136,18 @@ def closed_keys(connection: Connection, *, application: str, limit: int) -> list
     return [ClosedKey(**{**unreadable, **row.values}) for row in read_rows(connection, query)]
 
 
-@reads("looking for keys that are to be rotated")
+@reads("looking for keys that are due for rotation")
 def overdue_keys(
     connection: Connection, *, application: str, policy: RotationPolicy, now: datetime
 ) -> OverdueKeys:
     """
-    Find active data keys that are older, or have sealed more, than the policy allows.
+    Find active data keys that exceed the policy's age or items.
 
     Args:
-        connection: To the database of the keys.
-        application: Whose keys.
-        policy: As the settings have it.
-        now: By the database's clock.
+        connection: A connection to the database of the keys.
+        application: The application that owns the keys.
+        policy: The rotation policy of the settings.
+        now: The database's clock.
     """
     overdue: ColumnElement[bool] = _KEYS.items_reserved >= policy.max_items
     if policy.max_age is not None:
@@ -160,12 +162,14 @@ def overdue_keys(
 @reads("counting keys without a wrapping")
 def keys_without_wrapping(connection: Connection, *, application: str, kek_uris: Collection[str]) -> int:
     """
-    Count live keys that KEKs wrap, but none of these.
+    Count keys, not destroyed, that are wrapped only under other KEKs.
+
+    A key under a branch key is not counted.
 
     Args:
-        connection: To the database of the keys.
-        application: Whose keys.
-        kek_uris: As stored wrappings name them.
+        connection: A connection to the database of the keys.
+        application: The application that owns the keys.
+        kek_uris: The URIs of the KEKs, as stored wrappings name them.
     """
     held = select(literal(1)).where(
         key_wrappings.c.key_id == _KEYS.key_id,
@@ -180,12 +184,12 @@ def keys_without_wrapping(connection: Connection, *, application: str, kek_uris:
 @reads("reading the states of keys")
 def key_states(connection: Connection, *, application: str, key_ids: Collection[UUID]) -> dict[UUID, str]:
     """
-    Give the states of keys; those that the application does not have are left out.
+    Return the states of keys, without the keys that the application lacks.
 
     Args:
-        connection: To the database of the keys.
-        application: Whose keys.
-        key_ids: Any number.
+        connection: A connection to the database of the keys.
+        application: The application that owns the keys.
+        key_ids: Any number of key ids.
     """
     states: dict[UUID, str] = {}
     for chunk in chunks(key_ids):
@@ -200,29 +204,29 @@ def count_keys(
     connection: Connection, *, application: str, purposes: Collection[str], states: Collection[str]
 ) -> int:
     """
-    Count keys.
+    Count the keys with the given purposes and states.
 
     Args:
-        connection: To the database of the keys.
-        application: Whose keys.
-        purposes: Only keys of these.
-        states: Only keys in these.
+        connection: A connection to the database of the keys.
+        application: The application that owns the keys.
+        purposes: Only keys with one of these purposes.
+        states: Only keys in one of these states.
     """
     query = select(func.count()).where(*_of(application, purposes, states))
     return int(connection.execute(query).scalar_one())
 
 
-@reads("looking for keys that seal no more")
+@reads("looking for keys that are no longer active")
 def replaced_data_keys(
     connection: Connection, *, application: str, scopes: Collection[str] | None
 ) -> list[UUID]:
     """
-    List the data keys that seal no more and were not destroyed.
+    List the deactivated or compromised data keys.
 
     Args:
-        connection: To the database of the keys.
-        application: Whose keys.
-        scopes: Only keys of these, as the key tables name them; ``None``: of every scope.
+        connection: A connection to the database of the keys.
+        application: The application that owns the keys.
+        scopes: Only keys of these scopes, as the key tables name them. ``None``: every scope.
     """
     query = select(_KEYS.key_id).where(*_of(application, [KeyPurpose.DATA]))
     queries = [query] if scopes is None else [query.where(_KEYS.scope.in_(some)) for some in chunks(scopes)]
@@ -232,18 +236,20 @@ def replaced_data_keys(
 @reads("reading when keys were rotated")
 def last_stop(connection: Connection, *, application: str) -> datetime | None:
     """
-    Tell when a data key stopped sealing last, of those that are not destroyed: by the database's clock.
+    Return when a data key last stopped being active.
+
+    The time is by the database's clock. Destroyed keys are left out.
 
     Args:
-        connection: To the database of the keys.
-        application: Whose keys.
+        connection: A connection to the database of the keys.
+        application: The application that owns the keys.
     """
     closed = _of(application, [KeyPurpose.DATA])
     columns = _KEYS.deactivated_at, _KEYS.compromised_at
     rows = read_rows(
         connection, select(*(func.max(column).label(column.name) for column in columns)).where(*closed)
     )
-    if rows[0].unreadable:  # one of them was edited, and hides the others
+    if rows[0].unreadable:  # one of the times was edited, and the maximum hides the others
         rows = read_rows(connection, select(*columns).where(*closed))
     return max((time for row in rows for time in row.values.values() if time is not None), default=None)
 
@@ -251,14 +257,14 @@ def last_stop(connection: Connection, *, application: str) -> datetime | None:
 @reads("reading the refresh interval")
 def refresh_interval(connection: Connection, *, application: str) -> timedelta:
     """
-    Read how long it takes at most until every process has seen a change.
+    Return the longest time until every process notices a key change.
 
     Args:
-        connection: To the database of the keys.
-        application: Whose processes.
+        connection: A connection to the database of the keys.
+        application: The application whose processes use the keys.
 
     Raises:
-        IntegrityError: It was edited so that it cannot be read.
+        IntegrityError: The interval cannot be read because its row was edited.
     """
     query = select(key_changes.c.refresh_interval).where(key_changes.c.application == application)
     row = read_mark(connection, application, query)
@@ -270,13 +276,13 @@ def key_under(
     connection: Connection, *, application: str, kek_uri: str, kek_version: str | None
 ) -> UUID | None:
     """
-    Find a live key that has a wrapping under a version of a KEK, the newest one.
+    Find the newest key, not destroyed, that one KEK version wraps.
 
     Args:
-        connection: To the database of the keys.
-        application: Whose key.
-        kek_uri: As the wrapping names it, as does the next.
-        kek_version: ``None``: the wrapping names none.
+        connection: A connection to the database of the keys.
+        application: The application that owns the key.
+        kek_uri: The URI of the KEK, as the wrapping names it.
+        kek_version: The KEK version, as the wrapping names it. ``None``: the wrapping names none.
     """
     query = (
         select(_KEYS.key_id)
@@ -297,23 +303,26 @@ def _of(
 
 
 def _kind(connection: Connection) -> ColumnElement[Any]:
-    """What stands before the colon of a scope, in either database's words."""
+    """Return the SQL for the text before the colon of a scope."""
     marked = _KEYS.scope + ":"
     find = func.strpos if connection.dialect.name == "postgresql" else func.instr
     return func.substr(_KEYS.scope, 1, find(marked, ":") - 1, type_=_KEYS.scope.type)
 
 
 _NO_COUNTER = 2**62
-"""No change mark gets there: nothing has changed since."""
+"""A change mark that is never reached, so nothing has changed since."""
 
 
 def settles_at(store: SealedStore, keys: Collection[UUID] | None) -> datetime | None:
     """
-    Say until when items may still be appended under keys that seal no more; ``None`` if that is past.
+    Return until when items may still be added under inactive keys.
 
     Args:
-        store: Its keys.
-        keys: As for :func:`noticed_at`.
+        store: The store whose keys are checked.
+        keys: The same as for :func:`noticed_at`.
+
+    Returns:
+        ``None`` if that time is past.
 
     Raises:
         StoreError: The key store refused or failed.
@@ -325,15 +334,17 @@ def settles_at(store: SealedStore, keys: Collection[UUID] | None) -> datetime | 
 
 def noticed_at(store: SealedStore, keys: Collection[UUID] | None = None) -> datetime | None:
     """
-    Say when every process has noticed that keys seal no more, by the key store's clock.
+    Return when every process has noticed that keys are no longer active.
+
+    The time is by the key store's clock.
 
     Args:
-        store: Its keys.
-        keys: The keys in question; ``None``: every data key of the application.
+        store: The store whose keys are checked.
+        keys: The keys in question. ``None``: every data key of the application.
 
     Returns:
-        When the last of them stopped sealing, and ``refresh_interval`` later; ``None`` if none did, or those
-        that did are destroyed.
+        The time when the last of these keys stopped being active, plus ``refresh_interval``. ``None`` if none
+        did, or all that did are destroyed.
 
     Raises:
         StoreError: The key store refused or failed.
@@ -360,7 +371,7 @@ def _replaced_keys(store: SealedStore) -> Iterator[KeyRecord]:
 
 
 def expected_keys(store: SealedStore, purposes: Collection[str], states: Collection[str]) -> int:
-    """Count keys for a progress report; 0 if the key store has no query for that."""
+    """Count keys for progress. Return 0 if the key store cannot count."""
     if not isinstance(store.key_store, SQLAlchemyKeyStore):
         return 0
     engine, application = store.datastore.key_engine, store.cipher.application
