@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _MAX_FILE_SIZE = 1024
 _FORBIDDEN_BITS = stat.S_IRWXG | stat.S_IRWXO
 _NOT_A_KEY = (
-    "Restore the file from its copy; for a new key, let `eventseal init` make a file of another name."
+    "Restore the file from a backup. In a new project, choose another name, such as: eventseal init "
+    "--kms-key local://other.key"
 )
 
 
@@ -86,7 +87,8 @@ def _read_private(path: Path) -> bytes:
     except FileNotFoundError:
         raise ConfigurationError(
             f"there is no key file {path}",
-            remedy=f"Run `eventseal init --kms-key local://{path}`, which makes it, or correct the path.",
+            remedy="If the application has keys, restore the file to that path from a backup, or correct the "
+            f"path. In a new project, run: eventseal init --kms-key local://{path}",
         ) from None
     except OSError as error:
         raise _unusable(path, error, "read") from error

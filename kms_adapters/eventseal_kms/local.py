@@ -1,13 +1,15 @@
 """
-A KEK in a file, for development and tests: whoever reads the file opens everything.
+A KEK in a file, for development and tests.
+
+Anyone who can read the file can decrypt everything.
 
 A wrapped key is an envelope of 115 bytes::
 
     01 03 00 | the KEK's id (16) | IV (16) | ciphertext (48) | tag (32)
 
-under A256CBC-HS512, keyed with HKDF-SHA-512(KEK, salt=id, info="eventseal/v1/wrap/A256CBC-HS512"). The
-associated data are the header, then, each behind its length, the domain ``wrapped-key`` and the encryption
-context.
+The suite is A256CBC-HS512, keyed with HKDF-SHA-512(KEK, salt=id, info="eventseal/v1/wrap/A256CBC-HS512").
+The associated data are the header, the domain ``wrapped-key`` and the encryption context. Each of the last
+two follows its length.
 """
 
 from __future__ import annotations
@@ -41,20 +43,23 @@ _DOMAIN = b"wrapped-key"
 
 
 class DevelopmentKeyWarning(UserWarning):
-    """A key file is used as KEK. It is for development and tests; production takes a KMS."""
+    """A key file is used as the KEK. Use it for development and tests, and a KMS in production."""
 
 
 class LocalKmsAdapter:
     """
-    Wraps keys under a key that lies in a file. For development and tests only, and it says so once per key.
+    Wraps keys under a key in a file.
 
-    It needs no server and no right but to read the file. Several threads may use one adapter.
+    Use it for development and tests only. It warns once for each key. It needs no server, and no permission
+    except to read the file. Several threads can share an adapter.
 
     Args:
-        path: The key file: 32 bytes in base64, mode 0600, ours. Read now, and only by a ``check`` again.
+        path: The key file: 32 bytes in base64, mode 0600, owned by the user that runs the process. The
+            adapter reads it when it is created, and again only in :meth:`check`.
 
     Raises:
-        ConfigurationError: There is no such file, it is not ours, open to others, or holds no key.
+        ConfigurationError: The file does not exist, belongs to another user, is open to other users, or holds
+            no key.
     """
 
     __slots__ = ("_header", "_path", "_pool", "_uri")
@@ -69,13 +74,14 @@ class LocalKmsAdapter:
     @classmethod
     def create(cls, path: str | Path) -> Self:
         """
-        Create a key file with a new random key, and its adapter.
+        Create a key file with a new key, and return its adapter.
 
         Args:
-            path: Must not exist: nothing is overwritten. Missing directories are made with mode 0700.
+            path: The path of the file. It must not exist: nothing is overwritten. Missing directories are
+                created with mode 0700.
 
         Raises:
-            ConfigurationError: The path is taken, or cannot be written.
+            ConfigurationError: The path exists already, or cannot be written.
         """
         create_key_file(Path(path))
         return cls(path)
@@ -86,43 +92,58 @@ class LocalKmsAdapter:
         Create the adapter that a key URI names.
 
         Args:
-            uri: ``local:///absolute/path``, or ``local://path`` from the working directory. A percent sign is
-                a percent sign.
+            uri: ``local:///absolute/path``, or ``local://path`` from the working directory. A percent sign
+                has no special meaning.
 
         Raises:
-            ConfigurationError: It names no file, or the file is refused.
+            ConfigurationError: The URI names no file, or the file is refused.
         """
         return cls(_path_of(uri))
 
     @classmethod
     def exists(cls, uri: str) -> bool:
         """
-        Say whether anything, a key file or not, is where a key URI points.
+        Check whether any file is at the path of a key URI.
 
         Args:
-            uri: As for :meth:`from_uri`.
+            uri: A key URI as for :meth:`from_uri`.
 
         Raises:
-            ConfigurationError: It names no file.
+            ConfigurationError: The URI names no file.
         """
         return os.path.lexists(_path_of(uri))
 
     @classmethod
-    def create_from_uri(cls, uri: str) -> Self:
+    def stored_uri(cls, uri: str) -> str:
         """
-        Create the key file that a key URI names, and its adapter.
+        Return the URI that wrappings store for a key file.
+
+        It gives no warning.
 
         Args:
-            uri: As for :meth:`from_uri`.
+            uri: A key URI as for :meth:`from_uri`.
 
         Raises:
-            ConfigurationError: It names no file, or the path is taken or cannot be written.
+            ConfigurationError: The URI names no file, or the file is refused.
+        """
+        return f"{SCHEME}{key_check_id(read_key_file(_path_of(uri)))}"
+
+    @classmethod
+    def create_from_uri(cls, uri: str) -> Self:
+        """
+        Create the key file of a key URI, and return its adapter.
+
+        Args:
+            uri: A key URI as for :meth:`from_uri`.
+
+        Raises:
+            ConfigurationError: The URI names no file, or the path exists already or cannot be written.
         """
         return cls.create(_path_of(uri))
 
     @property
     def uri(self) -> str:
-        """``local://`` and the key's check value: what is stored, wherever the file lies."""
+        """``local://`` and the key's check value, which wrappings store."""
         return self._uri
 
     def generate_data_key(self, context: EncryptionContext) -> tuple[bytes, WrappedKey]:
@@ -135,17 +156,17 @@ class LocalKmsAdapter:
         Wrap a key.
 
         Raises:
-            ConfigurationError: It has not 32 bytes.
+            ConfigurationError: The key is not 32 bytes long.
         """
         return self._wrapped([(key, context)])[0]
 
     def unwrap(self, wrapped: WrappedKey, context: EncryptionContext) -> bytes:
         """
-        Unwrap to the 32 bytes.
+        Unwrap a key to its 32 bytes.
 
         Raises:
-            NotMyKeyError: Another KEK wrapped it.
-            IntegrityError: The wrapping was changed, or is another key's.
+            NotMyKeyError: Another KEK wrapped the key.
+            IntegrityError: The wrapping was changed, or belongs to another key.
         """
         return value_of(self.unwrap_many([(wrapped, context)])[0])
 
@@ -154,14 +175,14 @@ class LocalKmsAdapter:
         Wrap every key.
 
         Raises:
-            ConfigurationError: One has not 32 bytes; nothing was wrapped.
+            ConfigurationError: A key is not 32 bytes long. No key was wrapped.
         """
         return list(self._wrapped(keys))
 
     def unwrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[bytes | EventSealError]:
-        """Unwrap every key; one that cannot be unwrapped has its error in its place."""
+        """Unwrap every key. If a key cannot be unwrapped, the list has its error in its place."""
         refusals = [self._refusal(wrapped, context) for wrapped, context in keys]
         bodies = [
             (wrapped.ciphertext[len(self._header) :], self._associated_data(context))
@@ -175,13 +196,13 @@ class LocalKmsAdapter:
         ]
 
     def check(self, _application: str = "default", /) -> list[PermissionCheck]:
-        """Read the file again and tell whether it still holds the key that this adapter uses."""
+        """Check that the file still holds the key that this adapter uses."""
         detail = ""
         try:
             key_id, pool = _opened(self._path)
             pool.close()
             if self._uri != f"{SCHEME}{key_id}":
-                detail = f"the file now holds {SCHEME}{key_id}, not {self._uri}: put the first key back"
+                detail = f"the file now holds {SCHEME}{key_id}, not {self._uri}. Restore the first key."
         except ConfigurationError as error:
             detail = f"{error} ({error.remedy})"
         return [PermissionCheck(action=f"read {self._path}", granted=not detail, detail=detail)]
@@ -190,7 +211,7 @@ class LocalKmsAdapter:
         return f"<LocalKmsAdapter {self._uri}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a LocalKmsAdapter is neither pickled nor copied; pass its URI")
+        raise TypeError("a LocalKmsAdapter cannot be pickled or copied: pass its URI")
 
     def _wrapped(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey]:
         wrong = wrong_size_of(keys)
@@ -220,7 +241,7 @@ def _path_of(uri: str) -> Path:
     if not uri.startswith(SCHEME) or not path or "\0" in path:
         raise ConfigurationError(
             f"{uri!r} does not name a key file",
-            remedy="Write local:///absolute/path, or local://path from here.",
+            remedy="Write local:///absolute/path, or local://path for a path from the working directory.",
         )
     return Path(path)
 
@@ -242,7 +263,7 @@ def _checked(outcome: bytes | IntegrityError, context: EncryptionContext) -> byt
 def _changed(context: EncryptionContext) -> IntegrityError:
     return IntegrityError(
         f"the wrapping of key {context.key_id} does not authenticate: it was changed, or wraps another key",
-        remedy="Restore the key's row in key_wrappings from a backup, and find out who changed it.",
+        remedy="Find out who changed the wrapping, and restore the key's row in key_wrappings from a backup.",
     )
 
 
@@ -256,7 +277,7 @@ def _warn_once(uri: str, path: Path) -> None:
             return
         _warned.add(uri)
     warnings.warn(
-        f"key file {path} is the KEK: for development only, since whoever reads the file opens every item",
+        f"key file {path} is for development only: anyone who can read the file can decrypt every item",
         DevelopmentKeyWarning,
         stacklevel=3,
     )

@@ -1,8 +1,8 @@
 """
 EventSeal: application-level encryption of event stores under keys that a KMS controls.
 
-The names that most programs need, each loaded when it is first asked for: ``import eventseal`` costs nothing,
-and what needs SQLAlchemy or pydantic-settings costs only those who use it.
+This module has the names that most programs need. Each name is loaded on first use, so ``import eventseal``
+costs nothing. Only programs that use SQLAlchemy or pydantic-settings load them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m eventseal``: the command, where its program is not on the path."""
+"""``python -m eventseal``, the command for a shell whose path lacks ``eventseal``."""
 
 from eventseal.cli import main
 

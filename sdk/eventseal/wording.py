@@ -24,22 +24,25 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, prefix: str = "") -> str:
     """
-    Return a remedy that suggests the most similar known name, or *otherwise* if none is similar.
+    Return a remedy that suggests the most similar known name.
 
     Args:
         name: The unknown name, as the user wrote it.
         known: The names that exist.
         otherwise: The remedy if none of them is similar: it says where the names are listed.
+        prefix: Text that all names begin with. It is shown, but it does not make names more similar.
     """
     similar = difflib.get_close_matches(name, list(known), n=1, cutoff=_SIMILAR)
-    return f"Did you mean {similar[0]}?" if similar else otherwise
+    return f"Did you mean {prefix}{similar[0]}?" if similar else otherwise
 
 
 def moment(at: datetime, now: datetime | None = None) -> str:
     """
-    Return a time in UTC, and how far it is from *now*: "2026-03-01 16:45:47 UTC (in 60 s)".
+    Return a time in UTC with its distance from *now*.
+
+    An example is "2026-03-01 16:45:47 UTC (in 60 s)".
 
     Args:
         at: The time, with its zone.
@@ -50,7 +53,7 @@ def moment(at: datetime, now: datetime | None = None) -> str:
 
 
 def _distance(seconds: float) -> str:
-    """Say "in 60 s" or "3 h ago", in the largest unit of which there are two."""
+    """Return "in 60 s" or "3 h ago", in the largest unit."""
     size = abs(round(seconds))
     units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
     unit, name = next((unit for unit in units if size >= 2 * unit[0]), units[-1])

@@ -43,7 +43,7 @@ EXECUTABLE = Path(sys.executable).with_name("eventseal")
 
 def test_help_names_every_command_and_exit_code(run):
     shown = run("--help").stdout
-    for word in (*COMMANDS, "130 interrupted", "EVENTSEAL_CONFIG", "eventseal init --kms-key"):
+    for word in (*COMMANDS, "130  Interrupted.", "EVENTSEAL_CONFIG", "eventseal init --kms-key"):
         assert word in shown
 
 
@@ -108,7 +108,7 @@ def test_an_unknown_variable_names_the_nearest(run, monkeypatch):
 def test_without_a_kek_it_says_which_lines_to_add(run):
     Path("eventseal.toml").write_text('store_url = "sqlite:///shop.sqlite"')
     shown = run("verify", exits=2).stderr
-    assert "no KEK is configured" in shown
+    assert "no KMS key is configured" in shown
     assert 'kms_key = "local:///' in shown
 
 
@@ -122,7 +122,7 @@ def test_a_database_that_is_not_there_is_not_made(run, store):
     Path("shop.sqlite").unlink()
     for command in ("verify", "keys"):
         shown = run(command, exits=3).stderr
-        assert "is not there" in shown
+        assert "does not exist" in shown
         assert "eventseal init" in shown
     assert not Path("shop.sqlite").exists()
 
@@ -283,5 +283,5 @@ def test_an_interrupt_before_the_command_begins_shows_no_traceback():
     assert done.returncode == 130
     assert done.stderr.splitlines() == [
         "eventseal: error: interrupted",
-        "eventseal: remedy: Run it again: nothing was done.",
+        "eventseal: remedy: Nothing was changed. Run it again.",
     ]

@@ -29,17 +29,17 @@ def test_a_store_without_a_ledger_is_told(run):
     run("init", "--kms-key", "local://dev.key", "--store-url", "sqlite:///shop.sqlite")
     shown = run("doctor", exits=1).stdout
     assert "warning  ledger    no erasure ledger is configured" in shown
-    assert 'ledger = "erasures.jsonl" in eventseal.toml' in shown
+    assert 'ledger = "erasures.jsonl" to eventseal.toml' in shown
 
 
 def test_a_healthy_store_exits_with_0_and_says_so(run, with_ledger):
     with_ledger(3)
     lines = run("doctor").stdout.splitlines()
-    assert lines[-1] == "nothing has to be done"
+    assert lines[-1] == "No problems found."
     assert {line.split()[0] for line in lines if line and not line.startswith(" ")} <= {
         "ok",
         "note",
-        "nothing",
+        "No",
     }
 
 
@@ -55,7 +55,7 @@ def test_a_finding_that_is_nobodys_outage_exits_with_1(run, with_ledger, query):
     shown = run("doctor", exits=1).stdout
     assert "warning  registry  table snapshots lacks an index on the key ids in its envelopes" in shown
     assert "         remedy: eventseal init" in shown
-    assert shown.endswith("0 errors, 1 warnings\n")
+    assert shown.endswith("0 errors, 1 warning\n")
 
 
 @pytest.mark.slow
@@ -66,10 +66,10 @@ def test_a_table_that_shares_its_collection_is_named_with_the_command_that_moves
         item = SequencedItem(place.sequence_id, place.position, place.topic, data, inspect(data).key_id)
         SQLAlchemyActiveRecordStrategy(TimestampSequencedItemRecord, seal.datastore.session).append(item)
     query("UPDATE sealed_tables SET collection = 'items' WHERE table_name = 'timestamp_sequenced_items'")
-    assert "1 of them are bound to a former collection" in run("verify").stdout
+    assert "1 opened item is bound to a former collection" in run("verify").stdout
     move = "eventseal reencrypt --table timestamp_sequenced_items --to-collection timestamp_items"
     shown = run("doctor", exits=2).stdout
-    assert "may be bound to 'items' still" in shown
+    assert "may still be bound to 'items'" in shown
     assert f"remedy: {move}" in shown
     run(*move.split()[1:])
     run("doctor")
@@ -98,7 +98,7 @@ def test_wrong_settings_exit_with_2_and_are_told_in_json_too(run, monkeypatch):
 
 def test_a_database_that_is_away_exits_with_3(run, store):
     Path("shop.sqlite").unlink()
-    assert "remedy: eventseal init" in run("doctor", exits=3).stdout
+    assert "In a new project, create the file with `eventseal init`" in run("doctor", exits=3).stdout
     assert not Path("shop.sqlite").exists()
 
 

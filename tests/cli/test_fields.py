@@ -163,7 +163,7 @@ def test_people_get_a_table(run):
     assert "! its name says 'surname'" in shown
     assert "not personal: products have names, too" in shown
     assert "of originator_id" in shown
-    assert shown.splitlines()[-1] == "15 fields of 6 classes, 3 plain that look personal"
+    assert shown.splitlines()[-1] == "15 fields in 6 classes, plaintext fields that look personal: 3"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,10 @@ def test_an_annotation_that_contradicts_itself_is_told(run, tmp_path):
     )
     shown = run("fields", "shop_for_test.wrong", exits=1).stdout
     assert "shop_for_test.wrong:A is refused: shop_for_test.wrong:A.b: its mask is a int" in shown
-    assert shown.splitlines()[-1] == "0 fields of 1 classes, 0 plain that look personal, classes refused: 1"
+    assert (
+        shown.splitlines()[-1]
+        == "0 fields in 1 class, plaintext fields that look personal: 0, refused classes: 1"
+    )
 
 
 REFUSED = """

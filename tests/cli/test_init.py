@@ -17,22 +17,22 @@ WORDS = ("--kms-key", "local://dev.key", "--store-url", "sqlite:///shop.sqlite",
 
 def test_it_tells_what_it_made(run):
     lines = run("init", *WORDS).stdout.splitlines()
-    assert lines[0] == "made   settings file eventseal.toml"
-    assert lines[1] == "made   KEK local://dev.key"
-    assert lines[-1] == "made   store key and first data key of application shop"
+    assert lines[0] == "created  settings file eventseal.toml"
+    assert lines[1] == "created  KMS key local://dev.key"
+    assert lines[-1] == "created  store key and first data key of application shop"
     assert any("integer_sequenced_items" in line for line in lines)
 
 
 def test_run_again_it_says_that_nothing_was_changed(run):
     run("init", *WORDS)
     lines = run("init").stdout.splitlines()
-    assert not any(line.startswith("made") for line in lines)
-    assert lines[-1] == "nothing was changed: everything is there"
+    assert not any(line.startswith("created") for line in lines)
+    assert lines[-1] == "Nothing was changed: everything exists."
 
 
 def test_a_dry_run_says_would(run):
     result = run("init", *WORDS, "--dry-run")
-    assert result.stdout.startswith("would make  settings file eventseal.toml\n")
+    assert result.stdout.startswith("would create  settings file eventseal.toml\n")
     assert list(Path.cwd().iterdir()) == []
 
 
@@ -74,7 +74,7 @@ def test_several_keks_and_tables_are_lists_in_the_file(run):
 
 def test_what_must_be_chosen_before_the_first_key_is_given_at_once(run):
     lines = run("init", *WORDS, "--ledger", "erasures.jsonl", "--scope-digest").stdout.splitlines()
-    assert lines[-1] == "made   ledger erasures.jsonl"
+    assert lines[-1] == "created  ledger erasures.jsonl"
     written = tomllib.loads(Path("eventseal.toml").read_text())
     assert (written["ledger"], written["scope_digest"]) == ("erasures.jsonl", True)
     assert "store:digest" in run("keys").stdout
@@ -87,7 +87,7 @@ def test_a_ledger_that_contradicts_the_file_is_refused(run):
 
 
 def test_without_a_terminal_it_asks_nothing(run):
-    assert "no KEK is configured" in run("init", input="local://dev.key\n", exits=2).stderr
+    assert "no KMS key is configured" in run("init", input="local://dev.key\n", exits=2).stderr
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_another_applications_ledger_is_not_taken(run):
     Path("eventseal.toml").unlink()
     shown = run("init", *WORDS[:-1], "other", "--yes").stderr
     assert "ledger" not in tomllib.loads(Path("eventseal.toml").read_text())
-    assert "no erasure ledger is configured" in shown
+    assert "No erasure ledger is configured" in shown
 
 
 def test_with_all_settings_in_the_environment_yes_writes_no_file(run, monkeypatch):

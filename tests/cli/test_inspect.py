@@ -147,11 +147,11 @@ def test_a_row_of_an_unknown_key_says_so(run_json, store, query):
         (["integer_sequenced_items", "STREAM", "99"], "there is no item at position 99"),
         (
             ["integer_sequenced_items", "STREAM", "first"],
-            "'first' is not of the kind of column position: integer",
+            "'first' does not fit column position, whose type is integer",
         ),
         (
             ["integer_sequenced_items", "stream", "0"],
-            "'stream' is not of the kind of column sequence_id: uuid",
+            "'stream' does not fit column sequence_id, whose type is uuid",
         ),
         (["integer_items", "STREAM", "0"], "there is no registered table integer_items"),
         (["timestamp_sequenced_items", "STREAM", "x"], "decimal"),

@@ -20,9 +20,14 @@ def test_whether_a_kek_may_go_is_said_by_the_exit_code(run, run_json, store, mon
     assert "without it, 3 keys cannot be opened" in shown
     run("rewrap")
     assert run_json("kek", "check", "local://dev.key")["needed"] == 0
-    assert "3 wrappings under it are left" in run("kek", "check", "local://dev.key").stdout
+    assert (
+        "Wrappings under it that remain in the key tables: 3" in run("kek", "check", "local://dev.key").stdout
+    )
     run("rewrap", "--to", "local://other.key")
-    assert "may go: no key is wrapped under it" in run("kek", "check", "local://dev.key").stdout
+    assert (
+        "You can delete local://dev.key. No key is wrapped under it."
+        in run("kek", "check", "local://dev.key").stdout
+    )
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://other.key")
     shown = run("kek", "check", "local://dev.key", exits=2).stderr
     assert "no key is wrapped under local://dev.key, and it is not configured" in shown

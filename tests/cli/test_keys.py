@@ -39,12 +39,12 @@ def test_columns_stand_below_each_other(run, store):
         "STATE",
         "ITEMS",
         "RESERVED",
-        "MADE",
+        "CREATED",
         "WRAPPED",
         "BY",
     ]
     assert len(rows) == 2
-    assert {row.index("local://") for row in rows} == {heading.index("WRAPPED BY")}
+    assert {row.index("dev.key (local://") for row in rows} == {heading.index("WRAPPED BY")}
     assert any("1,200" in row for row in rows)
 
 
@@ -79,7 +79,7 @@ def test_pages_follow_each_other_without_gap(run, run_json, store):
         after = ["--after", page["next"]]
     assert seen == every
     assert run("keys", "--limit", "7").stdout.count("more:") == 0
-    assert f"more: eventseal keys --after {every[2]}" in run("keys", "--limit", "3").stdout
+    assert f"Next page: eventseal keys --after {every[2]}" in run("keys", "--limit", "3").stdout
 
 
 def test_it_needs_no_kek(run, store):
@@ -100,8 +100,8 @@ def test_plain_items_and_unknown_keys_are_told(run, run_json, store, query):
     assert shown["plain_items"] == 1
     assert shown["items_by_unknown_key"] == {str(stranger): 1}
     text = run("keys").stdout
-    assert "1 items are in plain" in text
-    assert f"name key {stranger}" in text
+    assert "1 plaintext item" in text
+    assert f"has no key {stranger}, named by 1 item" in text
     assert UUID(shown["keys"][-1]["key_id"]) == items[0].key_id
 
 

@@ -71,13 +71,13 @@ def test_items_that_are_left_make_the_exit_code_1(run, run_json, old, monkeypatc
 
 def test_people_are_told_what_comes_next(run, old):
     begun = run("migrate", "begin").stdout
-    assert "30 items are to be migrated; readers take both now" in begun
+    assert "Items to migrate: 30. Readers accept both formats now." in begun
     assert "EVENTSOURCING-CBC" in begun
-    assert "30 items would be sealed, in about 0:00 minutes" in run("migrate", "--dry-run").stdout
+    assert "30 items would be encrypted, in about 0:00 minutes" in run("migrate", "--dry-run").stdout
     done = run("migrate").stdout
-    assert "30 items were sealed" in done
-    assert done.rstrip().endswith("eventseal migrate finish")
-    assert "nothing old is left" in run("migrate", "finish", "--dry-run").stdout
+    assert "Encrypted 30 items" in done
+    assert done.rstrip().endswith("run `eventseal migrate finish`.")
+    assert "No item is in an older format." in run("migrate", "finish", "--dry-run").stdout
     assert "destroy the old keys" in run("migrate", "finish").stdout
 
 
@@ -131,7 +131,7 @@ def test_a_migration_that_is_abandoned_leaves_the_rest_to_no_reader(run, run_jso
     assert "confirmation is impossible. Nothing was changed" in refused
     assert run_json("status")["old_formats"] != {}
     said = run("migrate", "abandon", "--yes").stdout
-    assert "30 items in older formats are refused; to take them again: eventseal migrate begin" in said
+    assert "Readers refuse 30 items in older formats. To accept them again: eventseal migrate begin" in said
     assert run_json("status", exits=1)["old_formats"] == {}
     assert run_json("verify", exits=1)["failed"] == 30
     run("migrate", "begin")
@@ -152,9 +152,9 @@ def test_a_wrong_key_is_named_by_its_check_value_alone(run, old, monkeypatch, qu
     [
         ("eventsourcing-cbc", "needs key=env:NAME or key=file:PATH"),
         (f"eventsourcing-cbc key={KEY_64}", "never a key itself"),
-        ("eventsourcing-xyz key=env:OLD", "begins with none of"),
-        ("plain-json key=env:OLD", "behind plain-json may stand before=..."),
-        ("plain-json plain-json", "behind plain-json may stand"),
+        ("eventsourcing-xyz key=env:OLD", "does not begin with one of"),
+        ("plain-json key=env:OLD", "only before=... may follow plain-json"),
+        ("plain-json plain-json", "may follow plain-json"),
         ("plain-json,plain-json", "listed twice"),
     ],
     ids=["no key", "a key itself", "unknown", "a key for plain", "a word", "twice"],
@@ -249,7 +249,7 @@ def test_the_oldest_release_is_copied_and_no_key_is_in_the_arguments(tmp_path, r
     }
     command = [str(EXECUTABLE), "migrate", "copy", ITEMS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    assert "130 items were copied" in done.stdout
+    assert "Copied 130 items" in done.stdout
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    assert "0 items were copied" in again.stdout
+    assert "Copied 0 items" in again.stdout
     assert "130" in run("verify").stdout

@@ -9,7 +9,7 @@ from eventseal_kms.local import LocalKmsAdapter
 
 
 def name_of(form: str, instead: str) -> str:
-    return f"eventseal: warning: `eventseal {form}` ends with the next release. Use `eventseal {instead}`."
+    return f"eventseal: warning: The next release removes `eventseal {form}`. Use `eventseal {instead}`."
 
 
 @pytest.mark.parametrize("step", ["begin", "finish"])

@@ -130,7 +130,7 @@ def test_a_failed_verification_says_so_in_its_receipt(run, run_json, verified):
     assert (said["passed"], said["failed"], said["failures"][0]["table"]) == (False, 1, ITEMS)
     shown = run("receipt", "check", str(file), exits=1).stdout
     assert "is authentic" in shown
-    assert "The verification failed: 1 items" in shown
+    assert "The verification failed. Items, keys or tables with a failure: 1\n" in shown
     assert json.loads(run("--json", "receipt", "check", str(file), exits=1).stdout)["authentic"] is True
 
 
@@ -297,7 +297,7 @@ def test_an_interrupted_verification_goes_on_from_its_file(run, run_json, store,
     query("UPDATE integer_sequenced_items SET topic = 'x' WHERE position = 59")
     _interrupt_once(monkeypatch)
     result = run("verify", "--resume", "verify.state", exits=130)
-    assert "it goes on from verify.state" in result.stderr
+    assert "It continues from verify.state" in result.stderr
     assert Path("verify.state").stat().st_mode & 0o777 == 0o600
     shown = json.loads(
         run("--json", "verify", "--resume", "verify.state", "--receipt", "r.json", exits=1).stdout
@@ -331,11 +331,11 @@ def test_without_a_file_it_says_how_to_have_one(run, store, monkeypatch):
 def test_a_file_that_holds_something_else_is_refused_before_anything_is_done(run, store):
     store()
     Path("settings").write_text("no JSON")
-    assert "does not hold how far" in run("verify", "--resume", "settings", exits=2).stderr
+    assert "does not hold the progress" in run("verify", "--resume", "settings", exits=2).stderr
     Path("settings").write_text('{"state": "of something else"}')
     assert "is not the state of a verification" in run("verify", "--resume", "settings", exits=2).stderr
     assert Path("settings").read_text() == '{"state": "of something else"}'
-    assert "no folder" in run("verify", "--resume", "nowhere/file", exits=2).stderr
+    assert "no directory" in run("verify", "--resume", "nowhere/file", exits=2).stderr
     assert "cannot be read" in run("verify", "--resume", ".", exits=2).stderr
 
 
@@ -346,7 +346,7 @@ def test_after_restore_takes_none_of_them(run, store):
 
 def test_a_receipt_is_not_written_over_another_file(run, verified):
     verified()
-    assert "never overwritten" in run("verify", "--receipt", "receipt.json", exits=2).stderr
+    assert "does not overwrite it" in run("verify", "--receipt", "receipt.json", exits=2).stderr
 
 
 @pytest.mark.slow

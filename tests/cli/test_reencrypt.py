@@ -67,7 +67,7 @@ def test_people_are_told_in_columns(run, old):
     lines = run("reencrypt").stdout.splitlines()
     assert lines[0].split() == ["TABLE", "DONE"]
     assert [ITEMS, "200"] in [line.split() for line in lines]
-    assert re.match(r"200 items were sealed again in .* s, 0 failed, 0 are left", lines[-1])
+    assert re.match(r"Re-encrypted 200 items in .* s. Failed: 0. Left: 0.", lines[-1])
 
 
 def test_a_dry_run_counts_estimates_and_changes_nothing(run, run_json, old, query):
@@ -75,7 +75,7 @@ def test_a_dry_run_counts_estimates_and_changes_nothing(run, run_json, old, quer
     assert (would["left"], would["done"], would["dry_run"]) == (200, 0, True)
     assert would["estimated_seconds"] == pytest.approx(100)
     shown = run("--dry-run", "reencrypt", "--items-per-second", "0.01").stdout
-    assert "200 items would be sealed again, in about 5:33:20 by a sample" in shown
+    assert "200 items would be re-encrypted, in about 5:33:20, estimated from a sample" in shown
     assert under_keys(query) == {old.hex.upper(): 200}
     assert run_json("status")["jobs"] == []
 
@@ -86,7 +86,7 @@ def test_until_every_process_has_noticed_it_says_to_run_it_again(run, run_json, 
     result = run_json("reencrypt")
     assert (result["done"], result["complete"]) == (3, False)
     assert result["settles_at"].endswith("+00:00")
-    assert "run it again then" in run("reencrypt").stdout
+    assert "Run `eventseal reencrypt` again after that." in run("reencrypt").stdout
 
 
 def test_a_row_that_does_not_open_is_named_and_exits_with_1(run, old, query):
@@ -126,7 +126,7 @@ def test_items_that_are_left_make_the_exit_code_1(run, run_json, old, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(passes, "MOST_PASSES", 0)  # as if keys were rotated again and again
         shown = run("reencrypt", exits=1).stdout
-        assert "200 are left" in shown
+        assert "Left: 200." in shown
         assert "Not complete. To continue: eventseal reencrypt --resume" in shown
     assert run_json("reencrypt")["left"] == 0
 
@@ -209,7 +209,7 @@ def test_interrupted_it_exits_with_130_and_says_how_to_go_on(run_json, old, quer
     assert running.returncode == 130, err
     partly = json.loads(out)
     assert (partly["complete"], partly["verb"]) == (False, "reencrypt")
-    assert f"To go on: eventseal reencrypt --resume {partly['job_id']}" in err
+    assert f"To continue: eventseal reencrypt --resume {partly['job_id']}" in err
     assert "Traceback" not in err
     (job,) = run_json("status")["jobs"]
     assert 0 < job["done"] < 200
@@ -341,7 +341,7 @@ def test_on_a_terminal_progress_is_a_bar_with_rate_and_time_left(old):
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
     assert re.search(r"reencrypt .* \d+/200 +\d+/s +0:00:0\d left", text)
     assert set(re.findall(r"\d+/(\d+)", text)) == {"200"}
-    assert "200 items were sealed again" in out
+    assert "Re-encrypted 200 items" in out
 
 
 WITH_LITTLE_ROOM = """

@@ -27,11 +27,11 @@ def damaged(store, query, tmp_path):
 def test_it_lists_the_rows_and_repairs_them(run, damaged):
     run("verify", exits=1)
     shown = run("repair", "--from-backup", "sqlite:///backup.sqlite", "--yes").stdout
-    assert "2 rows were repaired, 0 cannot be repaired" in shown
+    assert "Rows repaired: 2. Rows that cannot be repaired: 0." in shown
     assert str(damaged[1].sequence_id) in shown
     assert shown.rstrip().endswith("Next: eventseal verify")
     run("verify")
-    assert "0 rows were repaired" in run("repair", "--from-backup", "sqlite:///backup.sqlite").stdout
+    assert "Rows repaired: 0." in run("repair", "--from-backup", "sqlite:///backup.sqlite").stdout
 
 
 def test_a_dry_run_changes_nothing(run_json, run, damaged, query):
@@ -41,7 +41,7 @@ def test_a_dry_run_changes_nothing(run_json, run, damaged, query):
     assert [row["position"] for row in shown["rows"]] == ["1", "3"]
     assert query(f"SELECT * FROM {ITEMS}") == before
     assert (
-        "2 rows can be repaired, 0 cannot"
+        "Rows that can be repaired: 2. Rows that cannot: 0."
         in run("repair", "--dry-run", "--from-backup", "sqlite:///backup.sqlite").stdout
     )
 
@@ -49,7 +49,7 @@ def test_a_dry_run_changes_nothing(run_json, run, damaged, query):
 def test_without_a_terminal_it_needs_yes(run, damaged, query):
     before = query(f"SELECT * FROM {ITEMS}")
     said = run("repair", "--from-backup", "sqlite:///backup.sqlite", exits=2)
-    assert "2 rows are about to be replaced by those of sqlite:///backup.sqlite." in said.stderr
+    assert "2 rows are about to be replaced with rows of sqlite:///backup.sqlite." in said.stderr
     assert query(f"SELECT * FROM {ITEMS}") == before
 
 
@@ -73,7 +73,7 @@ def test_rows_that_cannot_be_repaired_are_failures(run, damaged, query):
     query(f"UPDATE {ITEMS} SET data = x'00' WHERE position = 0")
     shutil.copy("shop.sqlite", "later.sqlite")
     said = run("repair", "--from-backup", "sqlite:///later.sqlite", "--yes", exits=1)
-    assert "0 rows were repaired, 3 cannot be repaired" in said.stdout
+    assert "Rows repaired: 0. Rows that cannot be repaired: 3." in said.stdout
     assert "eventseal set-aside" in said.stdout
     assert "3 more" not in said.stdout
 
@@ -85,7 +85,7 @@ def test_a_password_in_the_url_is_shown_nowhere(run):
 
 def test_renamed_takes_pairs(run, damaged):
     said = run("repair", "--from-backup", "sqlite:///backup.sqlite", "--renamed", "orders", exits=2)
-    assert "--renamed takes two names" in said.stderr
+    assert "--renamed needs two names" in said.stderr
     assert (
         json.loads(run("--json", "repair", "--yes", "--from-backup", "sqlite:///backup.sqlite").stdout)[
             "done"
@@ -97,7 +97,7 @@ def test_renamed_takes_pairs(run, damaged):
 def test_without_a_backup_only_key_ids_are_put_right(run, damaged, query):
     query(f"UPDATE {ITEMS} SET key_id = NULL WHERE position = 0")
     said = run("repair", "--yes", exits=1)
-    assert "1 rows were repaired, 2 cannot be repaired" in said.stdout
+    assert "Rows repaired: 1. Rows that cannot be repaired: 2." in said.stdout
     assert "no backup was named" in said.stdout
     assert query(f"SELECT count(*) FROM {ITEMS} WHERE key_id IS NULL") == [(0,)]
     refused = run("repair", "--backup-keys", "sqlite:///keys.sqlite", exits=2)

@@ -46,8 +46,8 @@ def test_people_are_told_what_needs_which_key(run, old):
     rotate("tenant:a")
     shown = run("retire", "--yes").stdout
     assert any(line.split() == [str(old), "3"] for line in shown.splitlines())
-    assert "1 keys were destroyed, 1 stay, 0 failed" in shown
-    assert "to free them: eventseal reencrypt" in shown
+    assert "Keys destroyed: 1. Kept: 1. Failed: 0." in shown
+    assert "Next: run `eventseal reencrypt`, then `eventseal retire` again." in shown
 
 
 def test_a_named_key_that_is_needed_is_refused_with_what_needs_it(run, old, query):
@@ -68,7 +68,7 @@ def test_a_dry_run_counts_and_destroys_nothing(run, run_json, old, query):
     rotate("tenant:a")
     result = run_json("retire", "--dry-run")
     assert (result["done"], result["left"], result["dry_run"]) == (1, 1, True)
-    assert "1 keys would be destroyed" in run("--dry-run", "retire").stdout
+    assert "Keys that would be destroyed: 1." in run("--dry-run", "retire").stdout
     assert destroyed(query) == 0
 
 
@@ -76,13 +76,13 @@ def test_without_yes_and_with_nobody_to_ask_nothing_is_destroyed(run, old, query
     rotate("tenant:a")
     for words in (["retire"], ["--json", "retire"]):
         shown = run(*words, exits=2).stderr
-        assert "1 keys are about to be destroyed for good. Not a terminal, so" in shown
+        assert "1 key is about to be destroyed permanently. Not a terminal, so" in shown
         assert "confirmation is impossible. Nothing was changed.\neventseal: remedy: Pass --yes to" in shown
     assert destroyed(query) == 0
 
 
 def test_where_nothing_is_to_be_destroyed_nothing_is_asked(run, old):
-    assert "0 keys were destroyed, 1 stay" in run("retire").stdout
+    assert "Keys destroyed: 0. Kept: 1." in run("retire").stdout
 
 
 @pytest.mark.parametrize(("answer", "code", "gone"), [("y\n", 0, 1), ("n\n", 4, 0), ("", 130, 0)])
@@ -90,7 +90,7 @@ def test_on_a_terminal_it_asks(run, old, query, monkeypatch, answer, code, gone)
     rotate("tenant:a")
     monkeypatch.setattr("eventseal.cli.output.is_anybody_there", lambda: True)
     result = run("retire", input=answer, exits=code)
-    assert "1 keys are about to be destroyed for good. Is that meant? [y/N]" in result.stderr
+    assert "1 key is about to be destroyed permanently. Continue? [y/N]" in result.stderr
     assert ("Not confirmed. Nothing was changed." in result.stderr) == (code == 4)
     assert destroyed(query) == gone
 

@@ -35,14 +35,14 @@ def test_the_old_kek_goes_and_every_item_opens(run, run_json, store, other, monk
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://other.key")
     assert run_json("verify")["done"] == 3
     shown = run("rewrap", "--to", "local://other.key").stdout
-    assert "2 keys lost older ones" in shown
+    assert "Keys that lost old wrappings: 2." in shown
     Path("dev.key").unlink()
     assert run_json("verify")["done"] == 3
     assert list(run_json("rewrap")["by_kek"]) == [other.uri]
 
 
 def test_a_dry_run_tells_people_what_would_move(run, store, other):
-    assert "2 keys would be wrapped anew" in run("--dry-run", "rewrap").stdout
+    assert "Keys that would be re-wrapped: 2." in run("--dry-run", "rewrap").stdout
 
 
 def test_a_kek_that_goes_half_way_exits_with_3_and_the_next_run_goes_on(run, run_json, store, other):

@@ -60,8 +60,8 @@ def test_it_gives_every_scope_a_new_key_and_touches_no_item(run_json, store, que
 
 def test_it_tells_people_when_a_retire_is_worth_running(run, store):
     lines = run("rotate").stdout.splitlines()
-    assert lines[0] == "1 scopes have a new active key, 0 failed"
-    assert lines[1].startswith("`eventseal retire` is worth running from 20")
+    assert lines[0] == "Scopes with a new active key: 1. Failed: 0."
+    assert lines[1].startswith("Next: run `eventseal retire` after 20")
 
 
 def test_only_the_named_scopes_are_rotated(run_json, store):
@@ -90,7 +90,7 @@ def test_a_dry_run_counts_and_changes_nothing(run, run_json, store, query):
     store(3)
     before = states(query)
     assert run_json("rotate", "--dry-run")["scopes"] == 1
-    assert run("--dry-run", "rotate").stdout == "1 scopes would get a new active key\n"
+    assert run("--dry-run", "rotate").stdout == "1 scope would get a new active key\n"
     assert run_json("rotate", "--dry-run", "--reencrypt")["reencrypt"]["left"] == 0
     run("rotate", "--dry-run", "--reencrypt", "--retire")
     assert states(query) == before
@@ -161,7 +161,7 @@ def test_it_waits_until_every_process_has_noticed_and_moves_what_was_appended_me
     running.send_signal(signal.SIGCONT)
     out, err = running.communicate(timeout=120)
     assert running.returncode == 0, out + err
-    assert "1 keys were destroyed, 0 stay" in out
+    assert "Keys destroyed: 1. Kept: 0." in out
     assert query(f"SELECT count(*), count(DISTINCT key_id) FROM {ITEMS}") == [(5, 1)]
     subprocess.run([EXECUTABLE, "verify"], check=True, capture_output=True)
 
@@ -174,7 +174,7 @@ def test_interrupted_while_it_waits_it_says_how_to_go_on(run_json, store, query)
     running.send_signal(signal.SIGTERM)
     _, err = running.communicate(timeout=120)
     assert running.returncode == 130
-    assert "eventseal reencrypt, then eventseal retire" in err
+    assert "run `eventseal reencrypt`, then `eventseal retire`" in err
     query("UPDATE key_changes SET refresh_interval = 0")
     assert run_json("reencrypt")["complete"] is True
     assert run_json("retire", "--yes")["done"] == 1
@@ -257,7 +257,7 @@ def test_where_items_are_left_no_key_is_destroyed_and_the_exit_code_is_1(
     store(5)
     monkeypatch.setattr(passes, "MOST_PASSES", 0)
     shown = run("rotate", "--reencrypt", "--retire", "--yes", exits=1).stdout
-    assert "5 are left" in shown
+    assert "Left: 5." in shown
     assert "destroyed" not in shown
     assert [state for _, state, _ in states(query)] == ["active", "deactivated"]
 
@@ -265,7 +265,7 @@ def test_where_items_are_left_no_key_is_destroyed_and_the_exit_code_is_1(
 def test_without_yes_and_with_nobody_to_ask_nothing_is_destroyed_or_rotated(run, store, query):
     before = states(query)
     shown = run("rotate", "--reencrypt", "--retire", exits=2).stderr
-    assert "1 old keys are about to be destroyed for good. Not a terminal, so" in shown
+    assert "1 old key is about to be destroyed permanently. Not a terminal, so" in shown
     assert states(query) == before
 
 
@@ -298,7 +298,7 @@ def test_a_compromised_key_is_marked_and_its_items_move_first(run_json, store, s
 def test_a_key_that_was_replaced_long_ago_is_marked_by_its_id(run, run_json, store, settled, query):
     old = store(5)[0].key_id
     run("rotate")
-    assert "1 keys are marked compromised" in run("rotate", "--compromised", "--key", str(old)).stdout
+    assert "Keys marked compromised: 1." in run("rotate", "--compromised", "--key", str(old)).stdout
     assert [state for _, state, _ in states(query)] == ["active", "compromised"]
     assert f"Did you mean {old}?" in run("rotate", "--compromised", "--key", str(old)[:-1], exits=2).stderr
 

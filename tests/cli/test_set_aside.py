@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from uuid import UUID
@@ -13,6 +14,7 @@ import pytest
 from eventseal.configuration import EventSeal
 from eventseal.items import SequencedItem
 from eventseal.storage import SQLAlchemyActiveRecordStrategy, TimestampSequencedItemRecord
+from eventseal.wording import moment
 
 ITEMS = "integer_sequenced_items"
 REASON = ("--reason", "disk failure")
@@ -35,11 +37,11 @@ def test_every_damaged_row_of_a_table(run, run_json, broken):
     assert run_json("status", exits=0)["set_aside"] == []
     shown = run("set-aside", *EVERY, "--yes").stdout
     assert f"UnknownFormatError: {ITEMS} sequence_id={broken} position=0" in shown
-    assert "2 rows were set aside, 0 failed" in shown
+    assert "Rows set aside: 2. Failed: 0." in shown
     shown = run("verify").stdout
-    assert "2 damaged rows are set aside: see `eventseal set-aside --list`" in shown
+    assert "2 damaged rows are set aside. To list them: eventseal set-aside --list" in shown
     assert run_json("verify", "--workers", "2")["by_table"][ITEMS]["set_aside"] == 2
-    assert "0 rows were set aside, 2 were before, 0 failed" in run("set-aside", *EVERY, "--yes").stdout
+    assert "Rows set aside: 0. Set aside before: 2. Failed: 0." in run("set-aside", *EVERY, "--yes").stdout
 
 
 @pytest.mark.slow
@@ -52,20 +54,21 @@ def test_one_row_with_its_reason_and_time(run, run_json, broken):
     assert run_json("set-aside", "--list")["set_aside"] == [row]
     assert run_json("set-aside", "--list", "--table", "snapshots")["set_aside"] == []
     assert run_json("status")["set_aside"] == [row]
-    line = f"set aside: {ITEMS} sequence_id={broken} position=1, since {row['at']}: disk failure"
+    since = moment(datetime.fromisoformat(row["at"]))
+    line = f"set aside: {ITEMS} sequence_id={broken} position=1, since {since}: disk failure"
     assert line in run("status").stdout
-    assert run("set-aside", "--list").stdout.splitlines() == [line, "1 rows are set aside"]
+    assert run("set-aside", "--list").stdout.splitlines() == [line, "1 row is set aside"]
 
 
 @pytest.mark.slow
 def test_undo_makes_it_a_failure_again(run, run_json, broken):
     run("set-aside", *EVERY, "--yes")
     one = ("--table", ITEMS, "--sequence", broken, "--position", "0")
-    assert "1 rows would be withdrawn" in run("set-aside", "--undo", *one, "--dry-run").stdout
+    assert "Rows that would no longer be set aside: 1" in run("set-aside", "--undo", *one, "--dry-run").stdout
     assert run_json("set-aside", "--undo", *one, "--yes")["done"] == 1
     assert run_json("verify", exits=1)["failed"] == 1
     assert "no such row" in run("set-aside", "--undo", *one, "--yes", exits=4).stderr
-    assert "1 rows were withdrawn" in run("set-aside", "--undo", "--table", ITEMS, "--yes").stdout
+    assert "Rows no longer set aside: 1" in run("set-aside", "--undo", "--table", ITEMS, "--yes").stdout
     assert run_json("verify", exits=1)["failed"] == 2
 
 
@@ -89,7 +92,7 @@ def test_undo_takes_a_place_as_set_aside_takes_it(run, run_json, broken):
         run("set-aside", *place, *REASON, "--yes")
         assert run_json("set-aside", "--undo", *place, "--yes")["done"] == 1
     shown = run("set-aside", "--undo", *place[:-1], "first", "--yes", exits=2).stderr
-    assert "'first' is not of the kind of column position" in shown
+    assert "'first' does not fit column position" in shown
 
 
 def test_undo_takes_a_place_that_only_an_edit_made_as_verify_writes_it(run, broken, query):
@@ -112,7 +115,7 @@ def test_on_a_terminal_it_asks(run, run_json, broken, monkeypatch, answer, code,
     monkeypatch.setattr("eventseal.cli.output.is_anybody_there", lambda: True)
     shown = run("set-aside", *EVERY, input=answer, exits=code).stderr
     assert ("remedy: Run it again" in shown) == (code == 130)
-    assert "2 rows are about to be set aside as lost. Is that meant? [y/N]" in shown
+    assert "2 rows are about to be set aside as lost. Continue? [y/N]" in shown
     assert len(run_json("set-aside", "--list")["set_aside"]) == done
 
 
@@ -185,9 +188,9 @@ def held(run, run_json, broken, query):
 @pytest.mark.slow
 def test_retire_names_the_rows_and_the_option(run, run_json, held):
     shown = run("retire", "--yes").stdout
-    assert "0 keys were destroyed, 1 stay, 0 failed" in shown
+    assert "Keys destroyed: 0. Kept: 1. Failed: 0." in shown
     assert f"set aside: {ITEMS} sequence_id={held} position=1" in shown
-    assert "2 rows that are set aside keep keys" in shown
+    assert "Rows that are set aside and keep their keys: 2." in shown
     assert "eventseal retire --give-up-set-aside" in shown
     assert "eventseal reencrypt" not in shown
     assert len(run_json("retire", "--yes")["set_aside"]) == 2
@@ -201,7 +204,7 @@ def test_giving_up_asks_and_names_what_is_lost(run, run_json, held, monkeypatch)
     monkeypatch.setattr("eventseal.cli.output.is_anybody_there", lambda: True)
     shown = run("retire", "--give-up-set-aside", input="n\n", exits=4)
     assert f"set aside: {ITEMS} sequence_id={held} position=0" in shown.stdout
-    assert "2 rows that are set aside are given up with them. Is that meant?" in shown.stderr
+    assert "2 rows that are set aside become permanently unreadable. Continue?" in shown.stderr
     result = run_json("retire", "--give-up-set-aside", "--yes")
     assert (result["done"], len(result["given_up"])) == (1, 2)
     run("verify")
@@ -211,10 +214,10 @@ def test_giving_up_asks_and_names_what_is_lost(run, run_json, held, monkeypatch)
 @pytest.mark.slow
 def test_a_rotation_of_the_whole_way_completes_beside_rows_that_are_set_aside(run, held, query):
     shown = run("rotate", "--reencrypt", "--retire", "--yes").stdout
-    assert "2 rows that are set aside keep keys" in shown
+    assert "Rows that are set aside and keep their keys: 2." in shown
     assert query("SELECT count(*) FROM encryption_keys WHERE state = 'deactivated'") == [(1,)]
     shown = run("rotate", "--reencrypt", "--retire", "--give-up-set-aside", "--yes").stdout
-    assert "2 rows that are set aside were given up with their keys" in shown
+    assert "Rows that are set aside and were given up with their keys: 2" in shown
     assert query("SELECT count(*) FROM encryption_keys WHERE state = 'deactivated'") == [(0,)]
     run("verify")
 

@@ -65,14 +65,14 @@ def test_afterwards_the_store_verifies_with_what_was_erased_counted_apart(shop, 
     run("shred", "application", "--yes", "--destroy-application-items")
     lines = run("verify").stdout.splitlines()
     assert lines[0].split()[-2:] == ["ERASED", "LEFT"]
-    assert lines[-1].startswith("0 items opened under 0 keys in ")
-    assert lines[-1].endswith(" s, 2 were erased, 0 failed")
+    assert lines[-1].startswith("Opened 0 items under 0 keys in ")
+    assert lines[-1].endswith(" s. Erased: 2. Failed: 0.")
 
 
 def test_it_asks_and_shows_what_goes(shop, run, monkeypatch) -> None:
     monkeypatch.setattr("eventseal.cli.output.is_anybody_there", lambda: True)
     refused = run("shred", SCOPE, input="n\n", exits=4)
-    assert "1 keys of scope subject:customer-42" in refused.stdout + refused.stderr
+    assert "Scope subject:customer-42: 1 key is" in refused.stdout + refused.stderr
     assert is_open()
     assert "entries 2 and 3" in run("shred", SCOPE, input="y\n").stdout
     assert not is_open()
@@ -109,7 +109,7 @@ def test_init_makes_a_ledger_also_where_everybodys_scope_was_shredded(shop, run,
     monkeypatch.setenv("EVENTSEAL_LEDGER", LEDGER)
     lines = run("init").stdout.splitlines()
     assert lines[-2].endswith("of application shop, whose scope application was shredded and is closed")
-    assert lines[-1] == f"made   ledger {LEDGER}, with 1 scopes that were shredded before"
+    assert lines[-1] == f"created  ledger {LEDGER}, with 1 scope shredded before"
     assert not is_open("application")
 
 
@@ -194,8 +194,8 @@ def test_while_a_fence_is_open_there_is_no_receipt_and_the_result_is_told(shop, 
     with monkeypatch.context() as patch:
         patch.setattr("eventseal.erasure.shredding.close_scope_fences", held)
         shown = run("shred", SCOPE, "--yes", "--receipt", "one.json", exits=1)
-    assert "keys of scope subject:customer-42 were destroyed" in shown.stdout
-    assert "no receipt was written to one.json: run it again" in shown.stderr
+    assert "Scope subject:customer-42. Keys destroyed: 1." in shown.stdout
+    assert "no receipt was written to one.json. Run the command again." in shown.stderr
     assert not Path("one.json").exists()
     run("shred", SCOPE, "--yes", "--receipt", "one.json")
     assert json.loads(Path("one.json").read_text())["scope"] == SCOPE
@@ -217,7 +217,7 @@ def test_after_a_restore_what_came_back_is_shown_asked_for_and_shredded(shop, ru
     assert is_open("subject:other")
     done = run_json("verify", "--after-restore", "--yes")
     assert (done["done"], done["scopes"], done["failed"], done["entries"]) == (0, [], 0, 4)
-    assert "is gone" in run("verify", "--after-restore").stdout
+    assert "Every erasure in the ledger is in force." in run("verify", "--after-restore").stdout
 
 
 def test_after_a_restore_a_no_is_heeded(shop, run, monkeypatch) -> None:

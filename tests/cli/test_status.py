@@ -79,14 +79,14 @@ def test_what_no_reader_takes_is_told_where_plain_items_are_allowed(
     assert run_json("status")["unreadable"] == {}
     query(f"UPDATE integer_sequenced_items SET data = {edited}, key_id = NULL WHERE position = 1")
     assert run_json("status", exits=1)["unreadable"] == {"integer_sequenced_items": 1}
-    assert "1 items of integer_sequenced_items are not encrypted" in run("doctor", exits=1).stdout
+    assert "1 item of integer_sequenced_items without encryption" in run("doctor", exits=1).stdout
     run("verify", exits=1)
 
 
 def test_a_store_in_which_nothing_is_to_do_says_so(run, run_json, store):
     store(3)
     assert run_json("status")["next"] == []
-    assert run("status").stdout.endswith("nothing is worth running now\n")
+    assert run("status").stdout.endswith("No command needs to run now.\n")
 
 
 def test_items_under_an_old_key_are_worth_reencrypting(run_json, store):
@@ -106,11 +106,11 @@ def test_an_old_key_is_worth_retiring_a_refresh_interval_after_it_was_deactivate
     (then,) = query("SELECT deactivated_at FROM encryption_keys WHERE state = 'deactivated'")[0]
     minute_later = f"{then[:10]}T"
     assert step["after"].startswith(minute_later)
-    assert "worth running from " in run("status").stdout
+    assert "Next: run `eventseal retire` after " in run("status").stdout
     query("UPDATE key_changes SET refresh_interval = 0")
     (step,) = run_json("status")["next"]
     assert step["after"] is None
-    assert "worth running now: eventseal retire" in run("status").stdout
+    assert "Next: run `eventseal retire`." in run("status").stdout
 
 
 def test_a_compromised_key_with_items_comes_first_and_is_named(run_json, store):

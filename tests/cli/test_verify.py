@@ -19,8 +19,8 @@ def test_a_whole_store_is_counted_by_table(run, store):
     assert [line.split() for line in lines if line.startswith(ITEMS)] == [
         [ITEMS, "5", "0", "0", "0", "0", "0", "0"]
     ]
-    assert lines[-1].startswith("5 items opened under 1 keys in ")
-    assert lines[-1].endswith(", 0 failed")
+    assert lines[-1].startswith("Opened 5 items under 1 key in ")
+    assert lines[-1].endswith("s. Failed: 0.")
 
 
 def test_its_json_is_all_of_standard_output(run_json, store):
@@ -100,7 +100,7 @@ def test_a_wrong_or_a_missing_kek_is_one_line_and_no_failed_item(run, run_json, 
     assert result.stdout == ""
     error, remedy = result.stderr.splitlines()
     assert f"wrapped under {kek}" in error
-    assert remedy.startswith("eventseal: remedy: Add the KEK to kms=")
+    assert remedy.startswith("eventseal: remedy: Add the KMS key to EVENTSEAL_KMS_KEY")
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://no.key")
     assert "no.key" in run("verify", exits=2).stderr
 
@@ -142,7 +142,7 @@ def test_plain_items_fail_unless_the_settings_say_that_there_are_some(
     with_ledger(2)
     query("UPDATE integer_sequenced_items SET key_id = NULL, data = CAST('{}' AS BLOB) WHERE position = 0")
     assert f"EncryptionRequiredError: {ITEMS}" in run("verify", exits=1).stdout
-    assert "not encrypted" in run("doctor", exits=1).stdout
+    assert "without encryption" in run("doctor", exits=1).stdout
     assert run_json("status", exits=1)["unreadable"] == {ITEMS: 1}
     monkeypatch.setenv("EVENTSEAL_ALWAYS_ENCRYPT", "false")
     assert run_json("verify")["by_table"][ITEMS]["plain"] == 1

@@ -126,7 +126,7 @@ def test_a_stopped_migration_is_resumed_with_the_command_that_is_printed(old, ru
     said = run("status").stdout
     assert command in said
     assert "Check that the function is yours" in said
-    assert "30 items were sealed" in run(*command.split()[1:]).stdout
+    assert "Encrypted 30 items" in run(*command.split()[1:]).stdout
 
 
 def test_only_a_migration_needs_the_event_modules(store, run, monkeypatch):

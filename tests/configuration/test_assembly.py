@@ -128,7 +128,7 @@ def test_a_number_of_branches_or_keks_that_cannot_be_is_refused(key, wrong):
 
 
 def test_without_a_kek_it_says_which_lines_to_add():
-    with pytest.raises(ConfigurationError, match="no KEK is configured") as caught:
+    with pytest.raises(ConfigurationError, match="no KMS key is configured") as caught:
         EventSeal.from_settings(**settings())
     assert '    kms_key = "local:///' in caught.value.remedy
     assert "    EVENTSEAL_KMS_KEY=local:///" in caught.value.remedy
@@ -136,7 +136,7 @@ def test_without_a_kek_it_says_which_lines_to_add():
 
 def test_an_empty_kek_is_no_kek(monkeypatch):
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "")
-    with pytest.raises(ConfigurationError, match="no KEK is configured"):
+    with pytest.raises(ConfigurationError, match="no KMS key is configured"):
         EventSeal.from_settings(**settings())
 
 

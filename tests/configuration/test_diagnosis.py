@@ -126,7 +126,7 @@ def test_a_store_without_a_ledger_is_warned(shop, monkeypatch):
     (finding,) = amiss()
     assert (finding.severity, finding.area) == (Severity.WARNING, "ledger")
     assert finding.text.startswith("no erasure ledger is configured")
-    assert 'ledger = "erasures.jsonl" in eventseal.toml' in finding.remedy
+    assert 'ledger = "erasures.jsonl" to eventseal.toml' in finding.remedy
 
 
 def test_a_ledger_that_cannot_be_read_is_a_finding_of_the_ledger(shop):
@@ -162,7 +162,8 @@ def test_settings_that_cannot_be_read_are_the_only_finding(monkeypatch):
 def test_without_a_kek_the_databases_are_looked_at_even_so(shop, monkeypatch):
     monkeypatch.delenv("EVENTSEAL_KMS_KEY")
     found = list(diagnose())
-    assert [f.text for f in found if f.severity == "error"] == ["no KEK is configured: kms_key is missing"]
+    errors = [f.text for f in found if f.severity == "error"]
+    assert errors == ["no KMS key is configured: kms_key is missing"]
     assert "tables" in {finding.area for finding in found}
 
 
@@ -189,7 +190,7 @@ def test_a_database_that_is_away_ends_what_needs_it(shop, monkeypatch):
 
 def test_a_file_that_is_not_there_is_not_made(shop, monkeypatch):
     monkeypatch.setenv("EVENTSEAL_STORE_URL", "sqlite:///elsewhere.sqlite")
-    assert the_one("is not there").remedy == "eventseal init"
+    assert the_one("does not exist").remedy.endswith("create the file with `eventseal init`.")
     assert not Path("elsewhere.sqlite").exists()
 
 
@@ -246,8 +247,8 @@ def test_a_column_that_was_dropped_is_named(shop, sql):
 def test_a_registered_table_that_is_gone_is_named(shop, sql):
     sql("UPDATE sealed_tables SET table_name = 'gone' WHERE table_name = 'snapshots'")
     texts = {finding.text: finding.remedy for finding in amiss()}
-    assert "DELETE FROM sealed_tables" in texts["table gone is registered, and not there"]
-    assert texts["table snapshots is listed in the settings and not registered"] == "eventseal init"
+    assert "DELETE FROM sealed_tables" in texts["table gone is registered, but does not exist"]
+    assert texts["table snapshots is listed in the settings, but not registered"] == "eventseal init"
 
 
 @pytest.mark.slow
@@ -267,7 +268,7 @@ def test_a_closed_fence_of_a_live_key_is_an_interrupted_retire(append, shop):
     with EventSeal.from_settings() as seal:
         seal.keyring.rotate()
         write(seal.datastore.engine, lambda connection: close_fence(connection, key_id), doing="closing")
-    assert the_one("a retire was interrupted").remedy == f"eventseal retire --key {key_id}"
+    assert the_one("a `retire` was interrupted").remedy == f"eventseal retire --key {key_id}"
 
 
 @pytest.mark.slow
@@ -291,7 +292,7 @@ def test_the_fence_of_a_compromised_key_is_closed_as_it_should_be(append, shop):
 def test_what_writes_without_a_fence_is_told_with_a_trigger_that_takes_it(append, sql, make_trigger, shop):
     key_id = append()
     sql("DELETE FROM key_fences")
-    finding = the_one(f"{ITEMS} has items under key {key_id}, which has no fence")
+    finding = the_one(f"{ITEMS} has items under key {key_id} without a fence")
     make_trigger(finding.remedy)
     assert amiss() == []
     # What copies a row, without any fence of its own, takes one now (on SQLite its write lock is one); and
@@ -325,7 +326,7 @@ def test_items_of_keys_that_are_not_there_are_told(append, sql, shop):
 def test_items_whose_column_names_another_key_than_their_envelope_are_told(append, sql):
     append()
     sql(f"UPDATE {ITEMS} SET key_id = NULL")
-    assert "eventseal verify" in the_one(f"1 item of {ITEMS} names another key").remedy
+    assert "eventseal verify" in the_one(f"1 item of {ITEMS} with another key").remedy
 
 
 def test_an_edited_row_of_a_key_is_found_by_its_seal(shop, sql):
@@ -335,7 +336,7 @@ def test_an_edited_row_of_a_key_is_found_by_its_seal(shop, sql):
 
 def test_a_store_key_that_is_gone_is_an_error(shop, sql):
     sql("DELETE FROM key_wrappings", "DELETE FROM encryption_keys WHERE purpose = 'store'")
-    assert "no store key" in the_one("somebody deleted it").text
+    assert "store key" in the_one("was deleted").text
 
 
 def test_a_store_key_that_goes_while_the_keys_are_checked_is_not_made_again(sql, monkeypatch):
@@ -361,14 +362,14 @@ def test_a_wrapping_under_a_kek_that_is_not_configured_is_told_and_so_are_keys_w
     LocalKmsAdapter.create("other.key")
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://other.key")
     assert "2 wrappings under local://" in the_one("which is not configured").text
-    assert the_one("wrapped under no configured KEK").text.startswith("2 live keys")
+    assert the_one("wrapped under no configured KMS key").text.startswith("2 keys are")
 
 
 def test_keys_that_miss_a_wrapping_under_a_further_kek_are_counted(shop, monkeypatch):
     LocalKmsAdapter.create("other.key")
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://dev.key,local://other.key")
-    finding = the_one("have no wrapping under")
-    assert finding.text.startswith("2 live keys")
+    finding = the_one("no wrapping under")
+    assert finding.text.startswith("2 keys have no wrapping")
     assert finding.remedy == "eventseal rewrap"
 
 
@@ -389,7 +390,7 @@ def test_branch_keys_that_are_gone_are_an_error(shop, sql, monkeypatch):
         " (SELECT key_id FROM encryption_keys WHERE purpose = 'branch')",
         "DELETE FROM encryption_keys WHERE purpose = 'branch'",
     )
-    assert any("which is not there" in finding.text for finding in amiss())
+    assert any("which is missing" in finding.text for finding in amiss())
 
 
 def test_keys_that_are_due_for_rotation_are_a_note_with_the_command(shop, monkeypatch):
@@ -420,7 +421,7 @@ def test_a_migration_without_event_modules_is_a_warning_with_the_line_to_add(sho
 def test_what_stands_of_a_migration_is_told_at_each_step(shop, monkeypatch):
     monkeypatch.setenv("EVENTSEAL_EVENT_MODULES", "shop")
     ((severity, text, _),) = of_migration()
-    assert (severity, text) == (Severity.OK, "no older format is accepted, and none is named")
+    assert (severity, text) == (Severity.OK, "no older format is accepted, and old_formats is not set")
     monkeypatch.setenv("EVENTSEAL_OLD_FORMATS", "plain-json")
     ((severity, text, remedy),) = of_migration()
     assert severity is Severity.NOTE
@@ -430,12 +431,13 @@ def test_what_stands_of_a_migration_is_told_at_each_step(shop, monkeypatch):
         begin_migration(seal)
         ((severity, text, remedy),) = of_migration()
         assert severity is Severity.NOTE
-        assert "begun and is not finished: beside envelopes, plain-json is accepted in" in text
-        assert remedy.endswith("eventseal migrate finish")
+        assert "began and is not finished. In addition to envelopes, " in text
+        assert text.endswith(" accepts plain-json")
+        assert remedy.endswith("run `eventseal migrate finish`.")
         finish_migration(seal)
     ((severity, text, remedy),) = of_migration()
     assert severity is Severity.WARNING
-    assert remedy.startswith("Take old_formats out of the settings")
+    assert remedy.startswith("Remove old_formats from the settings")
     monkeypatch.delenv("EVENTSEAL_OLD_FORMATS")
     assert [severity for severity, _, _ in of_migration()] == [Severity.OK]
 
@@ -450,13 +452,13 @@ def test_a_process_that_cannot_read_what_it_is_to_accept_is_told(shop, monkeypat
     monkeypatch.delenv("OLD")
     (refused,) = amiss()
     assert (refused.area, refused.severity) == ("migration", Severity.ERROR)
-    assert "env:OLD, is not there" in refused.text
+    assert "env:OLD, does not exist" in refused.text
     monkeypatch.delenv("EVENTSEAL_OLD_FORMATS")
     (found,) = amiss()
     assert (found.area, found.severity) == ("migration", Severity.WARNING)
     assert found.text == (
-        f"the readers of {ITEMS}, snapshots, timestamp_sequenced_items are to accept eventsourcing-gcm, "
-        "which old_formats does not name here: this process refuses such items"
+        f"the readers of {ITEMS}, snapshots, timestamp_sequenced_items must accept eventsourcing-gcm, "
+        "but old_formats does not name it here: this process refuses such items"
     )
 
 
@@ -470,7 +472,7 @@ def test_a_clock_that_is_off_is_told(shop, monkeypatch):
             return super().now(zone) - timedelta(minutes=5)
 
     monkeypatch.setattr(database_checks, "datetime", Late)
-    assert "300 s before this machine's" in the_one("the clock of the database").text
+    assert "300 s fast, compared with this machine" in the_one("the clock of the database").text
 
 
 @pytest.mark.postgres
@@ -558,9 +560,9 @@ def test_items_that_are_not_encrypted_are_an_error_until_a_migration_begins(appe
     append(3)
     edit = f"UPDATE {ITEMS} SET key_id = NULL, data = :data WHERE position > 0"
     sql(edit, data=b"{}")
-    finding = the_one("not encrypted")
+    finding = the_one("without encryption")
     assert (finding.severity, finding.area) == (Severity.ERROR, "migration")
-    assert finding.text.startswith(f"2 items of {ITEMS} are")
+    assert finding.text.startswith(f"2 items of {ITEMS} without encryption")
     assert "eventseal migrate begin" in finding.remedy
     monkeypatch.setenv("EVENTSEAL_ALWAYS_ENCRYPT", "false")
     assert amiss() == []
@@ -571,7 +573,7 @@ def test_items_that_are_not_encrypted_are_an_error_until_a_migration_begins(appe
     sql(edit, data=b"\xff, which no reader takes")
     for allowed in ("true", "false"):
         monkeypatch.setenv("EVENTSEAL_ALWAYS_ENCRYPT", allowed)
-        assert the_one("not encrypted").text.startswith(f"2 items of {ITEMS} are")
+        assert the_one("without encryption").text.startswith(f"2 items of {ITEMS}")
 
 
 @pytest.mark.slow

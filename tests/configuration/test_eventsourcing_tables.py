@@ -70,11 +70,11 @@ def test_init_makes_triggers_and_index_once(library, listed):
 def test_init_says_which_tables_are_not_there_yet(library, listed):
     step = the_step()
     assert not step.changed
-    assert step.detail.startswith(f"{EVENTS}, {SNAPSHOTS} not there yet")
-    finding = the_one("not there yet")
+    assert step.detail.startswith(f"not in the database yet: {EVENTS}, {SNAPSHOTS}")
+    finding = the_one("not in the database yet")
     assert (finding.severity, finding.text) == (
         Severity.NOTE,
-        f"listed in eventsourcing_tables, and not there yet: {EVENTS}, {SNAPSHOTS}",
+        f"listed in eventsourcing_tables, but not in the database yet: {EVENTS}, {SNAPSHOTS}",
     )
     library.make_theirs()
     assert the_step().changed
@@ -113,7 +113,7 @@ def test_doctor_tells_tables_that_are_listed_and_not_registered(library, monkeyp
     initialise()
     monkeypatch.setenv("EVENTSEAL_EVENTSOURCING_TABLES", EVENTS)
     (finding,) = amiss()
-    assert finding.text == f"table {EVENTS} is listed in the settings and not registered"
+    assert finding.text == f"table {EVENTS} is listed in the settings, but not registered"
     assert finding.remedy == "eventseal init"
     initialise()
     assert amiss() == []

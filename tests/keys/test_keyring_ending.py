@@ -524,7 +524,7 @@ def test_data_keys_under_a_destroyed_branch_key_stop_with_it(new_keyring, store,
     error = opened(holder, key_id)
     assert isinstance(error, KeyDestroyedError)
     assert error.key_id == branch.key_id
-    assert "Nothing opens this item again" not in error.remedy
+    assert "Nothing can decrypt this item again" not in error.remedy
 
 
 def test_data_keys_stop_although_their_branch_key_was_evicted(new_keyring, store, destroy) -> None:

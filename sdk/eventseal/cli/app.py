@@ -1,4 +1,4 @@
-"""The command's root: its global options, its commands, and errors as lines on standard error."""
+"""The root command: global options, subcommands, and errors on standard error."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from eventseal.cli import (
     verify_command,
 )
 from eventseal.cli.exits import RUN_AGAIN, ExitCode, VerbInterrupt, exit_code
-from eventseal.cli.output import printable
+from eventseal.cli.output import printable, verbatim
 from eventseal.cli.shared_options import Config, DryRun, Json, Options, Yes, command_group
 from eventseal.errors import EventSealError
 
 if TYPE_CHECKING:
     from typing import TextIO
 
-_HELP = """Seal event stores under keys of a KMS, and look after the keys.
+_HELP = """Encrypt event stores under KMS keys, and manage the keys.
 
 \b
 Settings come from eventseal.toml (or --config, or EVENTSEAL_CONFIG) and from
-EVENTSEAL_* variables, which win. The global options may also stand behind
+EVENTSEAL_* variables, which win. You can put global options before or after
 the command.
 
 \b
@@ -53,17 +53,21 @@ Begin with:
 """
 
 _EXIT_CODES = """\b
-Exit codes: 0 done; 1 done, but items or keys failed; 2 wrong use, settings
-or rights; 3 try again, the KMS or the database is away; 4 refused, something
-still needs what was to go; 130 interrupted.
+Exit codes:
+    0  Done.
+    1  Done, but items or keys failed.
+    2  Wrong usage, settings or permissions.
+    3  The KMS or the database is unavailable. Try again.
+    4  Refused. The error says why, such as an item that still needs a key.
+  130  Interrupted.
 """
 
 
 class EventSealGroup(TyperGroup):
-    """The root command; no error of EventSeal's leaves it as a traceback."""
+    """The root command. It shows every error of EventSeal without a traceback."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that is meant."""
+        """Find the command that the words name."""
         return super().resolve_command(ctx, _in_new_form(args))
 
     def invoke(self, ctx: Any) -> Any:
@@ -77,7 +81,7 @@ class EventSealGroup(TyperGroup):
                 _say("remedy", error.remedy)
                 raise typer.Exit(exit_code(error)) from None
             except ImportError as error:
-                # An extra is not installed, and the message says how; or a record class's module fails.
+                # The message says how to install a missing extra. Or a record class's module fails.
                 _say("error", f"{type(error).__name__}: {error}")
                 raise typer.Exit(ExitCode.USAGE) from None
             except (KeyboardInterrupt, typer.Abort) as interruption:
@@ -87,7 +91,8 @@ class EventSealGroup(TyperGroup):
 
 
 def _say(kind: str, text: str) -> None:
-    shown = "\n".join([printable(line) for line in text.splitlines()])
+    show = verbatim if kind == "remedy" else printable
+    shown = "\n".join([show(line) for line in text.splitlines()])
     typer.echo(f"eventseal: {kind}: {shown}", err=True)
 
 
@@ -102,19 +107,19 @@ def _show_warning(
     _say("warning", str(message))
 
 
-_STEPS = ("begin", "finish", "copy")  # of a migration, which were options
+_STEPS = ("begin", "finish", "copy")  # of a migration: they were options in earlier releases
 
 
 def _in_new_form(words: list[str]) -> list[str]:
     """
-    Complete `migrate` without a step, and rewrite what earlier releases took.
+    Complete `migrate` without a step, and rewrite the forms of earlier releases.
 
-    The old forms work for one release. An option that the new form lacks is refused as wrong use.
+    The old forms work for one release. An option that the new form lacks is refused as wrong usage.
     """
     command, *rest = words
     if command == "retire" and (without := _without("--kek", rest)) is not None:
         _name_new_form("retire --kek", "kek check")
-        # It asks and changes nothing; the old form took these options all the same.
+        # `kek check` changes nothing, so it needs neither option. The old form accepted both.
         return ["kek", "check", *[word for word in without if word not in {"--yes", "-y", "--dry-run"}]]
     if command == "migrate":
         for step in _STEPS:
@@ -127,11 +132,15 @@ def _in_new_form(words: list[str]) -> list[str]:
 
 
 def _name_new_form(old: str, new: str) -> None:
-    _say("warning", f"`eventseal {old}` ends with the next release. Use `eventseal {new}`.")
+    _say("warning", f"The next release removes `eventseal {old}`. Use `eventseal {new}`.")
 
 
 def _without(option: str, words: list[str]) -> list[str] | None:
-    """Take an option's name out, so that its value becomes an argument; ``None`` if it is not there."""
+    """
+    Remove an option's name, so that its value becomes an argument.
+
+    Without the option, return ``None``.
+    """
     for place, word in enumerate(words):
         name, _, value = word.partition("=")
         if name == option:
@@ -161,7 +170,7 @@ def _root(
         typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
     ] = False,
 ) -> None:
-    del show_version  # its callback did all
+    del show_version  # its callback printed the version
     context.obj = Options(config=config, as_json=as_json, yes=yes, dry_run=dry_run)
 
 
@@ -188,6 +197,6 @@ app.add_typer(receipt_command.receipt)
 
 def run() -> None:
     """Run the command."""
-    # Workers begin with `python -c`, which would look for every module in the working directory first.
+    # Workers start with `python -c`, which would search the working directory first for every module.
     os.environ["PYTHONSAFEPATH"] = "1"
     app()

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from eventseal.cli.exits import ExitCode, exit_code
-from eventseal.cli.output import print_json, printable
+from eventseal.cli.output import print_json, printable, verbatim
 from eventseal.cli.shared_options import Options, with_options
 from eventseal.configuration.diagnosis import Finding, Severity, diagnose
 from eventseal.errors import ConfigurationError
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,15 +32,18 @@ def doctor(
     options: Options,
 ) -> None:
     """
-    Look at everything that EventSeal needs, and say what is amiss.
+    Check everything that EventSeal needs, and report problems.
 
-    It checks the settings, the databases, their tables, the registry, the fences,
-    the clocks, what each KEK grants, and the key tables. It changes nothing. What
-    is amiss stands with the statement or the command to paste. The exit code is 0
-    if there is nothing to do; 2 if settings or rights are wrong, 3 if the KMS or
-    the database is away, 1 for everything else.
+    It checks the settings, the databases and their tables, the registry, the
+    fences and the clocks. It also checks the permissions on each KMS key, the key
+    tables, the ledger, migrations and jobs. It changes nothing. Each problem comes
+    with a statement or a command that you can paste.
+
+    If you need not do anything, the exit code is 0. It is 2 if settings or
+    permissions are wrong, and 3 if the KMS or the database is unavailable. For every
+    other problem it is 1.
     """
-    with suppress(ConfigurationError):  # which is a finding
+    with suppress(ConfigurationError):  # the diagnosis reports it as a finding
         options.settings()
     found: list[Finding] = []
     for finding in diagnose(options.config):
@@ -56,7 +60,11 @@ def doctor(
 
 
 def _exit_code(found: Sequence[Finding]) -> ExitCode:
-    """What has to be corrected comes before what may pass by itself."""
+    """
+    Choose the exit code.
+
+    A problem to correct comes before a problem that may pass without action.
+    """
     codes = {
         ExitCode.FAILED_ITEMS if finding.cause is None else exit_code(finding.cause)
         for finding in found
@@ -76,7 +84,7 @@ def _as_json(found: Sequence[Finding]) -> dict[str, Any]:
 def _print(finding: Finding) -> None:
     typer.echo(f"{finding.severity:{_WIDTH}}  {finding.area:8}  {printable(finding.text)}")
     if finding.remedy:
-        first, *rest = [printable(line) for line in finding.remedy.splitlines()]
+        first, *rest = [verbatim(line) for line in finding.remedy.splitlines()]
         typer.echo(f"{'':{_WIDTH}}  remedy: {first}")
         for line in rest:
             typer.echo(line)
@@ -85,6 +93,7 @@ def _print(finding: Finding) -> None:
 def _print_totals(found: Sequence[Finding]) -> None:
     counts = {severity: sum(finding.severity is severity for finding in found) for severity in Severity}
     if not counts[Severity.ERROR] and not counts[Severity.WARNING]:
-        typer.echo("\nnothing has to be done")
+        typer.echo("\nNo problems found.")
         return
-    typer.echo(f"\n{counts[Severity.ERROR]} errors, {counts[Severity.WARNING]} warnings")
+    errors, warnings = counted(counts[Severity.ERROR], "error"), counted(counts[Severity.WARNING], "warning")
+    typer.echo(f"\n{errors}, {warnings}")

@@ -1,4 +1,4 @@
-"""How a run ends: the exit codes, which error gives which, and what an interrupted run says."""
+"""The end of a run: exit codes, their errors, and interruptions."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ from eventseal.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-RUN_AGAIN = "Run it again: what was done stays done."
+RUN_AGAIN = "Run it again. Finished work is kept."
 
 
 class ExitCode(IntEnum):
     """
-    What a script does next.
+    The exit codes. Each means a different next step for a script.
 
-    ``DONE``: nothing. ``FAILED_ITEMS``: look at the items or keys that failed or are left. ``USAGE``: correct
-    the command, the settings or the rights. ``TRY_AGAIN``: the KMS or the database is away. ``REFUSED``: a
-    guard says what still needs what was to go. ``INTERRUPTED``: run it again, it continues.
+    - ``DONE``: nothing to do.
+    - ``FAILED_ITEMS``: look at the items or keys that failed or are left.
+    - ``USAGE``: correct the command, the settings or the permissions.
+    - ``TRY_AGAIN``: the KMS or the database is unavailable.
+    - ``REFUSED``: the error names the items or keys that still need a key that would be destroyed.
+    - ``INTERRUPTED``: run the command again to continue.
     """
 
     DONE = 0
@@ -43,7 +46,7 @@ class ExitCode(IntEnum):
 
 
 _BY_ERROR: tuple[tuple[type[EventSealError], ExitCode], ...] = (
-    # The first that fits counts, so subclasses stand before their bases.
+    # The first match counts, so subclasses come before their bases.
     (ConfigurationError, ExitCode.USAGE),
     (KmsForbiddenError, ExitCode.USAGE),
     (KmsKeyStateError, ExitCode.USAGE),
@@ -60,10 +63,10 @@ def exit_code(error: EventSealError) -> ExitCode:
     Choose the exit code of an error that ends a command.
 
     Args:
-        error: What ended it.
+        error: The error that ended the command.
 
     Returns:
-        Its code; what concerns single items or keys gives ``FAILED_ITEMS``.
+        The exit code. An error of single items or keys gives ``FAILED_ITEMS``.
     """
     for kind, code in _BY_ERROR:
         if isinstance(error, kind):
@@ -73,10 +76,10 @@ def exit_code(error: EventSealError) -> ExitCode:
 
 class VerbInterrupt(KeyboardInterrupt):
     """
-    An interruption of a run that can be continued.
+    An interruption of a run that can continue.
 
     Args:
-        remedy: How to continue.
+        remedy: A sentence that says how to continue.
     """
 
     def __init__(self, remedy: str) -> None:
@@ -85,17 +88,24 @@ class VerbInterrupt(KeyboardInterrupt):
 
 
 def heed_termination() -> None:
-    """Treat SIGTERM as an interrupt from the keyboard: a service manager sends it to stop a run."""
+    """
+    Treat SIGTERM as an interrupt from the keyboard.
+
+    A service manager sends it to stop a run.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @contextmanager
 def resumable(remedy: Callable[[], str]) -> Iterator[None]:
     """
-    Say how to continue if the block is interrupted; without it, the command says `RUN_AGAIN`.
+    Add a hint how to continue if the block is interrupted.
+
+    Outside of such a block the command says `RUN_AGAIN`.
 
     Args:
-        remedy: Called only on an interruption.
+        remedy: A function that returns a sentence that says how to continue. It is called only on an
+            interruption.
 
     Raises:
         VerbInterrupt: The block was interrupted.

@@ -12,6 +12,7 @@ from eventseal.cli.output import print_columns, print_json, printable
 from eventseal.cli.shared_options import Options, with_options, working_directory_last
 from eventseal.eventstore.field_survey import survey
 from eventseal.items.mapper import SequencedItemMapper
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from eventseal.eventstore.field_survey import Mapper, SurveyedClass
@@ -39,19 +40,20 @@ def fields(
     ],
     word: Annotated[
         list[str] | None,
-        typer.Option(metavar="WORD", help="A further word that says personal data; several times."),
+        typer.Option(metavar="WORD", help="A further word that suggests personal data. Repeatable."),
     ] = None,
     always_encrypt: Annotated[
-        bool, typer.Option("--always-encrypt", help="The mapper seals every item as a whole.")
+        bool, typer.Option("--always-encrypt", help="The mapper encrypts every item as a whole.")
     ] = False,
 ) -> None:
     """
-    List event classes and their fields by protection.
+    List event classes and the protection of their fields.
 
-    It imports the modules, and reads neither settings nor databases. The exit code
-    is 1 if a field is plain whose name or type says personal data: annotate it with
-    PersonalData, or with NotPersonal and a reason. The exit code is also 1 if a
-    mapper would refuse a class.
+    It imports the modules, and reads neither settings nor databases.
+
+    The exit code is 1 if the name or type of a plaintext field suggests personal
+    data. Annotate such a field with PersonalData, or with NotPersonal and a
+    reason. The exit code is also 1 if a mapper would refuse a class.
     """
     with working_directory_last():
         classes = survey(modules, words=word or (), always_encrypt=always_encrypt, mapper_of=_mapper_of)
@@ -66,7 +68,7 @@ def fields(
 
 def _mapper_of(cls: type[Any]) -> type[Mapper]:
     if any(base.__module__.partition(".")[0] == "eventsourcing" for base in cls.__mro__):
-        from eventseal.integrations.eventsourcing import EncryptingMapper  # noqa: PLC0415 - an extra of its own
+        from eventseal.integrations.eventsourcing import EncryptingMapper  # noqa: PLC0415 - a separate extra
 
         return EncryptingMapper
     return SequencedItemMapper
@@ -111,11 +113,13 @@ def _print(classes: list[SurveyedClass], suspects: int) -> None:
         if one.refused is not None:
             typer.echo(printable(f"{one.name} is refused: {one.refused}"))
         elif not one.fields:
-            typer.echo(printable(f"{one.name} declares no field"))
+            typer.echo(printable(f"{one.name} declares no fields"))
     refused = sum(one.refused is not None for one in classes)
-    ending = f", classes refused: {refused:,}" if refused else ""
-    suspicious = f"{suspects - refused:,} plain that look personal"
-    typer.echo(f"{len(rows):,} fields of {len(classes):,} classes, {suspicious}{ending}")
+    found = [f"{counted(len(rows), 'field')} in {counted(len(classes), 'class', 'classes')}"]
+    found.append(f"plaintext fields that look personal: {suspects - refused:,}")
+    if refused:
+        found.append(f"refused classes: {refused:,}")
+    typer.echo(", ".join(found))
 
 
 def _note(cls: SurveyedClass, field: ProtectedField) -> str:

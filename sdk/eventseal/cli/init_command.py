@@ -26,14 +26,14 @@ from eventseal.errors import ConfigurationError
 if TYPE_CHECKING:
     from eventseal.configuration.initialise import InitStep
 
-_THERE = "there"
+_EXISTS = "exists"
 _QUESTIONS = {
-    "kms_key": ("The KEK, as a key URI (local://dev.key makes a key file, for development)", None),
+    "kms_key": ("The KMS key, as a key URI (local://dev.key creates a key file, for development)", None),
     "store_url": ("The items' database, as an SQLAlchemy URL", "sqlite:///events.sqlite"),
     "application": ("The application's name", "default"),
 }
 
-_LEDGER_QUESTION = 'The erasure ledger: a file, or the URL of a database of its own; "none" for none'
+_LEDGER_QUESTION = 'The erasure ledger: a file, or the URL of a separate database ("none" for no ledger)'
 _NO_LEDGER = "none"
 
 EXAMPLES = """\b
@@ -53,43 +53,41 @@ def init(
     *,
     kms_key: Annotated[
         list[str] | None,
-        typer.Option(metavar="URI", help="The KEK; several times for several, the first makes new keys."),
+        typer.Option(metavar="URI", help="The KMS key. Repeatable: the first one creates new keys."),
     ] = None,
     store_url: Annotated[
         str | None, typer.Option(metavar="URL", help="The items' database, as an SQLAlchemy URL.")
     ] = None,
     key_store_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="The keys' database, if it is another.")
+        str | None, typer.Option(metavar="URL", help="The keys' database, if it is not the items' database.")
     ] = None,
     application: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The application's name; every key and item is bound to it."),
+        typer.Option(metavar="NAME", help="The application's name. Every key and item is bound to it."),
     ] = None,
     table: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODULE:CLASS", help="A record class of your own; several times."),
+        typer.Option(metavar="MODULE:CLASS", help="A record class that you wrote. Repeatable."),
     ] = None,
     eventsourcing_table: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A table of the eventsourcing library; several times."),
+        typer.Option(metavar="NAME", help="A table of the eventsourcing library. Repeatable."),
     ] = None,
     ledger: Annotated[
         str | None,
-        typer.Option(
-            metavar="PLACE", help="The erasure ledger: a file, or the URL of a database of its own."
-        ),
+        typer.Option(metavar="PLACE", help="The erasure ledger: a file, or the URL of a separate database."),
     ] = None,
     scope_digest: Annotated[
         bool,
-        typer.Option("--scope-digest", help="Keep digests of scopes, which are personal; for good."),
+        typer.Option("--scope-digest", help="Store digests of scopes, which may be personal. Permanent."),
     ] = False,
 ) -> None:
     """
-    Write the settings, check the KMS, make the tables and the first keys.
+    Write the settings, check the KMS, and create tables and first keys.
 
-    What is there stays as it is: run again, it changes nothing and says so. It
-    adds a missing key_id column and indexes to tables of sealed items, and
-    triggers to tables of the eventsourcing library.
+    Existing things stay as they are: if you run it again, it changes nothing and
+    says so. It adds a missing key_id column and indexes to tables of sealed items,
+    and triggers to tables of the eventsourcing library.
     """
     given = {
         "kms_key": kms_key[0] if kms_key and len(kms_key) == 1 else kms_key,
@@ -103,18 +101,24 @@ def init(
     }
     settings = {name: value for name, value in given.items() if value}
     load_modules(tables=table or ())
-    with suppress(ConfigurationError):  # of the file, which is checked with the options
+    with suppress(ConfigurationError):  # `initialise` checks the file, together with the options
         options.settings()
     steps = initialise(options.config, dry_run=options.dry_run, **_asked(settings, options))
+    if not options.dry_run:
+        options.settings()  # the key file exists now, and is shown by its name
     if options.as_json:
         print_json(_as_json(steps, dry_run=options.dry_run))
     else:
         _print(steps, dry_run=options.dry_run)
-    _tell_of_ledger(options)
+    _mention_ledger(options)
 
 
 def _asked(settings: dict[str, Any], options: Options) -> dict[str, Any]:
-    """Ask a person for what a new settings file lacks; of the ledger, --yes takes the default."""
+    """
+    Ask a person for the settings that a new settings file needs.
+
+    With ``--yes`` the ledger gets its default.
+    """
     file = settings_file(options.config) or Path(DEFAULT_FILE)
     if file.exists() or options.as_json:
         return settings
@@ -123,7 +127,7 @@ def _asked(settings: dict[str, Any], options: Options) -> dict[str, Any]:
     for name, (question, default) in _QUESTIONS.items() if asks else ():
         if name not in {*settings, *in_environment}:
             settings[name] = typer.prompt(question, default=default, err=True)
-    is_written = bool(settings.keys() - in_environment)  # else all is in the environment, and so is a ledger
+    is_written = bool(settings.keys() - in_environment)  # else the environment has everything, also a ledger
     if is_written and (asks or options.yes) and "ledger" not in {*settings, *in_environment}:
         place = default_ledger(settings_from(None, **with_urls_hidden(settings)), file)
         if asks:
@@ -133,13 +137,14 @@ def _asked(settings: dict[str, Any], options: Options) -> dict[str, Any]:
     return settings
 
 
-def _tell_of_ledger(options: Options) -> None:
-    """Say how to configure a ledger where there is none."""
+def _mention_ledger(options: Options) -> None:
+    """If there is no ledger, print how to configure one."""
     file = settings_file(options.config) or Path(DEFAULT_FILE)
     if not options.dry_run and load_settings(options.config).ledger is None:
         typer.echo(
-            "no erasure ledger is configured: no erasure outlives a restore of the keys, and no damaged row "
-            f'can be set aside. Add a line to {file}: ledger = "{DEFAULT_NAME}". Then run init again',
+            "No erasure ledger is configured. Without one, a restore of the keys undoes erasures, and you "
+            f'cannot set damaged rows aside. Add a line to {file}: ledger = "{DEFAULT_NAME}". Then run '
+            "`eventseal init` again.",
             err=True,
         )
 
@@ -154,9 +159,8 @@ def _as_json(steps: list[InitStep], *, dry_run: bool) -> dict[str, Any]:
 
 
 def _print(steps: list[InitStep], *, dry_run: bool) -> None:
-    made = "would make" if dry_run else "made"
-    width = max(len(made), len(_THERE))
+    created = "would create" if dry_run else "created"
     for step in steps:
-        typer.echo(f"{made if step.changed else _THERE:{width}}  {printable(step.detail)}")
+        typer.echo(f"{created if step.changed else _EXISTS:{len(created)}}  {printable(step.detail)}")
     if not any(step.changed for step in steps):
-        typer.echo("nothing was changed: everything is there")
+        typer.echo("Nothing was changed: everything exists.")

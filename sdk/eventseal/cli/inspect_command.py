@@ -43,37 +43,43 @@ def inspect(
     source: Annotated[
         Path | None,
         typer.Argument(
-            metavar="FILE", help="A file with the envelope; `-` is standard input.", allow_dash=True
+            metavar="FILE", help="A file with the envelope. `-` is standard input.", allow_dash=True
         ),
     ] = None,
     text: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The envelope itself, in hex or base64.")
     ] = None,
     table: Annotated[
-        str | None, typer.Option(metavar="TABLE", help="Look at a row of this registered table.")
+        str | None, typer.Option(metavar="TABLE", help="Show a row of this registered table.")
     ] = None,
     sequence: SequenceId = None,
     position: Position = None,
 ) -> None:
     """
-    Show what an envelope says of itself, without any key.
+    Show the header of an envelope, without any key.
 
     The envelope comes from a file or standard input (as bytes, hex or base64),
-    from the command line, or from a row of the database; of a row it also shows
-    the columns beside it and what the key store has of its key. Nothing of it is
-    authenticated: only opening an item is.
+    from the command line, or from a row of the database. For a row it also shows
+    the other columns and the record of its key in the key store. Nothing that it
+    shows is authenticated: only decrypting an item is.
     """
     row = {"--table": table, "--sequence": sequence, "--position": position}
     ways = (source is not None, text is not None, any(value is not None for value in row.values()))
     if sum(ways) != 1:
         raise ConfigurationError(
-            "give one envelope: a FILE, --text, or a row by --table, --sequence and --position",
+            "inspect needs one envelope: a FILE, --text, or a row by --table, --sequence and --position",
             remedy="See `eventseal inspect --help` for examples.",
         )
     if source is not None:
         facts = _facts(inspect_envelope(sealed_bytes(_read(source))))
     elif text is not None:
-        facts = _facts(inspect_envelope(sealed_bytes(text.encode())))
+        decoded = _decoded(text.encode())
+        if decoded is None:
+            raise ConfigurationError(
+                "Not hex or base64.",
+                remedy="Pass the envelope to --text as hex or base64, or name a FILE that has its bytes.",
+            )
+        facts = _facts(inspect_envelope(decoded))
     else:
         facts = _row_facts(options, table, sequence, position)
     if options.as_json:
@@ -97,15 +103,20 @@ def _read(source: Path) -> bytes:
 
 def sealed_bytes(content: bytes) -> bytes:
     """
-    Find the envelope in what a file, a database client or a person gave.
+    Find the envelope in a file or in a database client's output.
 
     Args:
-        content: An envelope's bytes, its hex (also as ``psql`` and ``sqlite3`` print it) or its base64, with
-            space around it.
+        content: The bytes of an envelope, their hex (also as ``psql`` and ``sqlite3`` print it) or their
+            base64, with white space around it.
 
     Returns:
-        The envelope's bytes; what is neither is given back as it is.
+        The bytes of the envelope, or *content* unchanged if it is in none of these forms.
     """
+    decoded = _decoded(content)
+    return content if decoded is None else decoded
+
+
+def _decoded(content: bytes) -> bytes | None:
     # Every envelope begins with its version, a byte that no text begins with.
     if content.startswith(_VERSION):
         return content
@@ -120,7 +131,7 @@ def sealed_bytes(content: bytes) -> bytes:
     try:
         return base64.b64decode(text.translate(bytes.maketrans(b"-_", b"+/")), validate=True)
     except binascii.Error:
-        return content
+        return None
 
 
 def _facts(info: EnvelopeInfo) -> dict[str, Any]:
@@ -138,7 +149,10 @@ def _row_facts(
     options: Options, table: str | None, sequence: str | None, position: str | None
 ) -> dict[str, Any]:
     if table is None or sequence is None or position is None:
-        raise ConfigurationError("a row takes all three: --table, --sequence and --position")
+        raise ConfigurationError(
+            "a row needs all three options: --table, --sequence and --position",
+            remedy="Add the missing ones. See `eventseal inspect --help` for an example.",
+        )
     with closing(options.open_stores()) as stores:
         row = find_item(stores.datastore, stores.settings.application, table, sequence, position)
         info = inspect_envelope(row.data)

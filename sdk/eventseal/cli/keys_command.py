@@ -8,18 +8,19 @@ from uuid import UUID  # noqa: TC003 - read at run time, for the options' types
 
 import typer
 
-from eventseal.cli.output import print_columns, print_json, printable, time_text
+from eventseal.cli.output import print_columns, print_json, printable, time_shown, time_text
 from eventseal.cli.shared_options import Options, with_options
 from eventseal.keys.authentication.row_macs import unreadable_row
 from eventseal.keys.states import KeyState  # noqa: TC001 - read at run time, for the options' types
 from eventseal.rotation.status.application_status import KeyPage, list_keys
 from eventseal.storage.database.rows import UNREADABLE
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from eventseal.keys.records import KeyRecord
     from eventseal.rotation.status.application_status import ListedKey
 
-_HEADING = ("KEY", "PURPOSE", "SCOPE", "STATE", "ITEMS", "RESERVED", "MADE", "WRAPPED BY")
+_HEADING = ("KEY", "PURPOSE", "SCOPE", "STATE", "ITEMS", "RESERVED", "CREATED", "WRAPPED BY")
 
 EXAMPLES = """\b
 Examples:
@@ -35,17 +36,17 @@ def keys(
     *,
     scope: Annotated[str | None, typer.Option(metavar="SCOPE", help="Only keys of this scope.")] = None,
     state: Annotated[KeyState | None, typer.Option(help="Only keys in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Keys listed at most.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="The most keys to list.")] = 100,
     after: Annotated[
-        UUID | None, typer.Option(metavar="KEY", help="Begin behind this key: where the last page ended.")
+        UUID | None, typer.Option(metavar="KEY", help="Start after this key, the last one of a page.")
     ] = None,
 ) -> None:
     """
-    List the keys of the application, with the items that each has sealed.
+    List the application's keys, and the number of their items.
 
-    It reads the tables and needs no KEK, but where scope_digest is set, to find a
-    scope. It says what the rows say: whether they were edited shows `eventseal
-    verify`, which unwraps the keys.
+    It reads the tables and needs no KMS key, except to find a scope if
+    scope_digest is set. It does not check that rows are authentic. To detect
+    edited rows, run `eventseal verify`, which unwraps the keys.
     """
     with closing(options.open_stores()) as stores:
         page = list_keys(
@@ -64,7 +65,7 @@ def keys(
 
 
 def _stored(options: Options, scope: str) -> set[str]:
-    """Give what a scope may be called in the key tables; those of branch keys are never digests."""
+    """Return the names that a scope may have in the key tables. Scopes of branch keys are never digests."""
     if not options.settings().scope_digest:
         return {scope}
     with options.open_seal() as seal:
@@ -114,18 +115,18 @@ def _print(page: KeyPage) -> None:
             _state(listed.record),
             listed.items,
             listed.record.items_reserved,
-            time_text(listed.record.created_at),
+            time_shown(listed.record.created_at),
             ", ".join([wrapped.kek_uri for wrapped in listed.record.wrappings]) or "nothing",
         )
         for listed in page.keys
     ]
     print_columns(_HEADING, rows)
     if page.plain_items:
-        typer.echo(f"\n{page.plain_items:,} items are in plain")
+        typer.echo(f"\n{counted(page.plain_items, 'plaintext item')}")
     problems = [unreadable_row(listed.record) for listed in page.keys if listed.record.unreadable]
     for problem in (*problems, *page.unreadable):
         typer.echo(f"\n{printable(str(problem))}")
     for key_id, count in page.unknown_keys.items():
-        typer.echo(f"\n{count:,} items name key {key_id}, which application {page.application} does not have")
+        typer.echo(f"\napplication {page.application} has no key {key_id}, named by {counted(count, 'item')}")
     if page.next is not None:
-        typer.echo(f"\nmore: eventseal keys --after {page.next}")
+        typer.echo(f"\nNext page: eventseal keys --after {page.next}")

@@ -1,4 +1,4 @@
-"""Long runs: their progress, the processes that share them, and how an interrupted job continues."""
+"""Long runs: progress, worker processes, and how to continue an interrupted job."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from eventseal.cli.output import print_json
 from eventseal.cli.shared_options import opened_in_worker, working_directory_last
 from eventseal.rotation.jobs.jobs import MIGRATE, verb_command
 from eventseal.rotation.jobs.older_formats import function_named
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,18 +48,20 @@ def run_job(
     function: str | None = None,
 ) -> JobResult:
     """
-    Run a job, show how far it is, and if it is interrupted say how to continue.
+    Run a job and show its progress.
+
+    If the run is interrupted, the error says how to continue the job.
 
     Args:
-        options: Of the run.
-        name: The command that continues it.
-        verb: Of ``eventseal.rotation``, with the arguments that are its own.
-        workers: Processes that share the work.
-        resume: Only continue this job.
+        options: The global options of the run.
+        name: The command that continues the job.
+        verb: A function of ``eventseal.rotation``, with its own arguments bound.
+        workers: The number of processes that share the work.
+        resume: The id of a job. If it is given, only continue this job.
         function: The function for key scopes, as the command line names it.
 
     Raises:
-        VerbInterrupt: It was interrupted; the job resumes.
+        VerbInterrupt: The run was interrupted. You can resume the job.
     """
     last: JobResult | None = None
     job_id = resume
@@ -66,7 +69,7 @@ def run_job(
     def remedy() -> str:
         if job_id is None:
             return RUN_AGAIN
-        return f"What was done stays done. To go on: {verb_command(name, job_id, function)}"
+        return f"Finished work is kept. To continue: {verb_command(name, job_id, function)}"
 
     with (
         resumable(remedy),
@@ -96,10 +99,12 @@ def run_job(
 
 def share(result: JobResult) -> tuple[int, int]:
     """
-    Say how much was dealt with, and of how much.
+    Return how many items or keys are processed, and the total.
+
+    Failed ones count as processed.
 
     Args:
-        result: So far.
+        result: The result so far.
     """
     done = result.done + result.failed
     return done, done + result.left
@@ -108,12 +113,14 @@ def share(result: JobResult) -> tuple[int, int]:
 @contextmanager
 def shown_progress(verb: str, what: str, share: Share = share) -> Iterator[Callable[[JobResult], None]]:
     """
-    Show how far a verb is: a bar on a terminal, a line for each tenth of the work elsewhere.
+    Show the progress of a run.
+
+    A terminal gets a bar, and any other output gets a line for each tenth of the work.
 
     Args:
-        verb: What is being done.
-        what: What it counts, in the plural.
-        share: How much was dealt with, and of how much.
+        verb: The name of the run.
+        what: The plural noun of the things that it counts.
+        share: A function that returns how many are done, and how many there are.
     """
     console = Console(stderr=True)
     if not sys.stderr.isatty() or console.is_dumb_terminal:
@@ -140,13 +147,13 @@ def shown_progress(verb: str, what: str, share: Share = share) -> Iterator[Calla
 
 
 class _Pace:
-    """How fast this run is: what a resumed job did before took no time of this run."""
+    """The speed of this run, without earlier work of its job."""
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None
 
     def of(self, done: int, seconds: float) -> float | None:
-        """Give the rate for each second; ``None`` as long as it is not known."""
+        """Return the rate per second, or ``None`` if it is unknown."""
         if self._first is None:
             self._first = (done, seconds)
         done_before, began = self._first
@@ -173,23 +180,26 @@ class _Log:
         tenths = 10 * done // max(total, 1)
         if tenths > self._tenths:
             self._tenths = tenths
-            line = f"{self._verb}: {done:,} of {total:,} {self._what}, {result.failed:,} failed"
+            singular = "entry" if self._what == "entries" else self._what.removesuffix("s")
+            what = counted(total, singular, self._what)
+            line = f"{self._verb}: {done:,} of {what}, {result.failed:,} failed"
             typer.echo(f"{line}, {rate}" if rate else line, err=True)
 
 
 @contextmanager
 def worker_processes(count: int, *, function: str | None = None) -> Iterator[Executor | None]:
     """
-    Give processes that share the work, or ``None`` for this one alone; they end with the command.
+    Start the processes that share the work. They end with the command.
 
     Args:
-        count: Processes, 1 or more; 1: this one.
-        function: A function of the application that their work needs, as ``module:function``.
+        count: The number of processes, 1 or more. If it is 1, the block gets ``None`` and this process works
+            alone.
+        function: A function of the application that the work needs, as ``module:function``.
     """
     if count == 1:
         yield None
         return
-    # Not forked: threads and connections of this process would come along.
+    # Not forked: the children would inherit threads and connections of this process.
     context = get_context("spawn")
     alive, ended = context.Pipe(duplex=False)
     all_started = context.Event()
@@ -198,12 +208,12 @@ def worker_processes(count: int, *, function: str | None = None) -> Iterator[Exe
     )
     try:
         with _deaf_children():
-            for _ in range(count):  # each starts one process, as long as none of the others is idle
+            for _ in range(count):  # each call starts one process, as long as no other one is idle
                 pool.submit(os.getpid)
         all_started.set()
         yield pool
     except BaseException:
-        ended.close()  # ends the processes, wherever they are: what they have not committed is undone
+        ended.close()  # ends the processes wherever they are, and rolls back the work they did not commit
         pool.shutdown(cancel_futures=True)
         raise
     finally:
@@ -214,8 +224,13 @@ def worker_processes(count: int, *, function: str | None = None) -> Iterator[Exe
 
 @contextmanager
 def _deaf_children() -> Iterator[None]:
-    """Keep the terminal's interrupt, which goes to all processes, from those that are started meanwhile."""
-    # Blocked, not ignored: a child keeps the mask from its first instruction, and the command loses none.
+    """
+    Block the terminal's interrupt for processes that the block starts.
+
+    A terminal sends it to all processes, but only the command must react.
+    """
+    # Blocked, not ignored: a child has the mask from its first instruction on, and the command misses no
+    # interrupt.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -224,18 +239,22 @@ def _deaf_children() -> Iterator[None]:
 
 
 def _begin(alive: Connection, all_started: Event, function: str | None) -> None:
-    """Heed the command's process alone; begin with the others."""
+    """
+    Prepare a worker, which ends with the command's process.
+
+    It starts its work together with the other workers.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    warnings.simplefilter("ignore")  # the command has shown them already
+    warnings.simplefilter("ignore")  # the command has shown the same warnings
     if function is not None:
         with working_directory_last():
-            function_named(function)  # the work that arrives names it
+            function_named(function)  # the pickled work names this function
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
     all_started.wait()
 
 
 def _end_with(alive: Connection) -> None:
-    # Nothing is ever sent: it answers when the other end is closed, also by kill -9 of the command.
+    # Nothing is ever sent: this returns when the other end closes, even if `kill -9` ends the command.
     with suppress(EOFError, OSError):
         alive.recv_bytes()
     os._exit(ExitCode.INTERRUPTED)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eventseal.cli.long_runs import run_job, shown_progress
-from eventseal.cli.output import confirm, counted, print_counts, print_failures, report
+from eventseal.cli.output import confirm, nonzero, print_counts, print_failures, report
 from eventseal.cli.shared_options import (
     Batch,
     Options,
@@ -28,19 +28,21 @@ from eventseal.rotation import abandon_migration, begin_migration, copy_items, f
 from eventseal.rotation import migrate as migrate_store
 from eventseal.rotation.jobs.jobs import MIGRATE, verb_command
 from eventseal.rotation.jobs.older_formats import function_named
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from eventseal.rotation import JobResult
     from eventseal.rotation.jobs.older_formats import ScopeOf
 
-_HELP = """Bring items in plain, or of older ciphers, under the keys of a KMS.
+_HELP = """Encrypt existing plaintext items, or items of older ciphers, under KMS keys.
 
-In three steps, while the application runs: begin, then, when every process
-reads both and writes envelopes, run, then finish. `eventseal migrate` alone is
-`eventseal migrate run`. The setting old_formats names the formats, and where
-their keys are: no key stands on a command line. Items of the eventsourcing
-library's releases 8 and 9 stay in their rows; copy the tables of older
-releases.
+There are three steps, while the application runs. First run `begin`. When every
+process reads both formats and writes envelopes, run `run`. Then run `finish`.
+`eventseal migrate` alone means `eventseal migrate run`.
+
+The setting old_formats names the formats, and where their keys are. Never pass
+a key on a command line. Items of releases 8 and 9 of the eventsourcing library
+stay in their rows. For older releases, copy the tables with `copy`.
 """
 
 EXAMPLES = """\b
@@ -56,11 +58,13 @@ Examples:
 
 KeyScope = Annotated[
     str | None,
-    typer.Option(metavar="SCOPE", help="Whose keys seal the items; by default those of application."),
+    typer.Option(metavar="SCOPE", help="The scope of the items. The default is application."),
 ]
 KeyScopeFunction = Annotated[
     str | None,
-    typer.Option(metavar="MODULE:FUNCTION", help="Gives an item's scope from its place and its JSON."),
+    typer.Option(
+        metavar="MODULE:FUNCTION", help="A function that returns an item's scope from its place and JSON."
+    ),
 ]
 
 migrate = command_group("migrate", _HELP, EXAMPLES)
@@ -70,16 +74,19 @@ migrate = command_group("migrate", _HELP, EXAMPLES)
 @with_options("yes", "dry_run")
 def begin(options: Options, *, table: Tables = None) -> None:
     """
-    First: let readers take the formats of old_formats, too.
+    First step: let readers accept the formats in old_formats too.
 
-    It opens a sample of the items, so that a wrong key is found before anything is
-    written.
+    It opens a sample of the items, so that you learn of a wrong key before
+    anything is written.
     """
     with options.open_seal(event_modules=True) as seal:
         result = begin_migration(seal, tables=table, dry_run=options.dry_run)
-    said = f"{result.left:,} items are to be migrated"
+    said = f"Items to migrate: {result.left:,}."
     if not options.dry_run:
-        said += "; readers take both now: start the processes that write envelopes, then `eventseal migrate`"
+        said += (
+            " Readers accept both formats now.\n"
+            "Next: start the processes that write envelopes, then run `eventseal migrate`."
+        )
     report(options, result, lambda: _print(result, said))
 
 
@@ -97,11 +104,11 @@ def run(
     resume: ResumedJob = None,
 ) -> None:
     """
-    Then: seal what is in an older format, each item in its row.
+    Second step: encrypt the items in older formats, each in its row.
 
-    It runs beside the application, in small transactions. You may stop it anywhere:
-    the same command continues the unfinished job. An item that does not open stays,
-    is named, and makes the exit code 1.
+    It runs while the application runs, in small transactions. You can stop it at
+    any time: the same command continues the unfinished job. If an item does not
+    open, it stays as it is, the output names it, and the exit code is 1.
     """
     scope = _scope(key_scope, key_scope_function)
     with options.open_seal(event_modules=True) as seal:
@@ -117,17 +124,17 @@ def run(
 @with_options("yes", "dry_run")
 def finish(options: Options, *, table: Tables = None) -> None:
     """
-    Last: prove that nothing old is left, then let readers refuse it.
+    Last step: prove that no old items remain, then refuse them.
 
-    The exit code is 4 as long as an item in an older format is left.
+    As long as an item in an older format is left, the exit code is 4.
     """
     with options.open_seal() as seal:
         result = finish_migration(seal, tables=table, dry_run=options.dry_run)
-    said = "nothing old is left"
+    said = "No item is in an older format."
     if not options.dry_run:
         said += (
-            ", and readers refuse it from now on: take old_formats out of the settings, and destroy the old "
-            "keys"
+            " Readers refuse the older formats from now on.\n"
+            "Next: remove old_formats from the settings, and destroy the old keys."
         )
     report(options, result, lambda: _print(result, said))
 
@@ -136,19 +143,21 @@ def finish(options: Options, *, table: Tables = None) -> None:
 @with_options("yes", "dry_run")
 def abandon(options: Options, *, table: Tables = None) -> None:
     """
-    Instead of finishing: let readers refuse the older formats although items are left.
+    Abandon the migration: readers refuse older formats although items are left.
 
-    Items that are sealed stay sealed. Items in older formats stay in their rows, but
-    no reader takes them until you begin again. It asks before it does that.
+    Encrypted items stay encrypted. Items in older formats stay in their rows, but
+    no reader accepts them until you begin again. It asks before it does that.
     """
     with options.open_seal() as seal:
         result = abandon_migration(seal, tables=table, dry_run=True)
         if not options.dry_run:
-            confirm(options, f"Readers are about to refuse {result.left:,} items in older formats.")
+            items = counted(result.left, "item")
+            confirm(options, f"Readers are about to refuse {items} in older formats.")
             result = abandon_migration(seal, tables=table)
-    said = f"{result.left:,} items in older formats {'would be' if options.dry_run else 'are'} refused"
+    items = f"{counted(result.left, 'item')} in older formats"
+    said = f"Readers {'would refuse' if options.dry_run else 'refuse'} {items}."
     if not options.dry_run:
-        said += "; to take them again: eventseal migrate begin"
+        said += " To accept them again: eventseal migrate begin"
     report(options, result, lambda: _print(result, said))
 
 
@@ -156,29 +165,29 @@ def abandon(options: Options, *, table: Tables = None) -> None:
 @with_options("yes", "dry_run")
 def copy(
     options: Options,
-    table: Annotated[str, typer.Argument(metavar="TABLE", help="In the database of old_store_url.")],
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="A table in the database old_store_url.")],
     *,
     into: Annotated[
         str | None,
-        typer.Option(metavar="TABLE", help="A table of the store's own; the same name by default."),
+        typer.Option(metavar="TABLE", help="The table to copy into. The default is the same name."),
     ] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="ROLE=NAME", help="What a column is called there; several times."),
+        typer.Option(metavar="ROLE=NAME", help="The name of a column in the old table. Repeatable."),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Only rows with this value; several times."),
+        typer.Option(metavar="NAME=VALUE", help="Only rows with this value. Repeatable."),
     ] = None,
     key_scope: KeyScope = None,
     key_scope_function: KeyScopeFunction = None,
     batch: Batch = 500,
 ) -> None:
     """
-    Copy a table of the eventsourcing library's releases 1 to 7, sealed.
+    Copy and encrypt a table of eventsourcing library releases 1 to 7.
 
-    The old table is only read. Run it again when the old application has stopped: it
-    copies what is not there yet.
+    The old table is only read. When the old application has stopped, run the command
+    again: it copies the items that are still missing.
     """
     columns = pairs("--column", column, example="data=body")
     values = pairs("--only", only, example="application_name=orders")
@@ -200,18 +209,22 @@ def copy(
             progress=progress,
         )
     if options.dry_run:
-        said = f"{result.left:,} items would be copied, but for those that are there"
+        said = (
+            f"At most {counted(result.left, 'item')} would be copied. Items that exist already are skipped."
+        )
     else:
         said = (
-            f"{result.done:,} items were copied in {result.seconds:.1f} s, {result.failed:,} failed; run it "
-            "again when the old application has stopped: it copies what is not there yet"
+            f"Copied {counted(result.done, 'item')} in {result.seconds:.1f} s. Failed: {result.failed:,}.\n"
+            "Next: when the old application has stopped, run this again to copy the items still missing."
         )
     report(options, result, lambda: _print(result, said))
 
 
 def _scope(key_scope: str | None, function: str | None) -> str | ScopeOf | None:
     if key_scope and function:
-        raise ConfigurationError("--key-scope and --key-scope-function exclude each other")
+        raise ConfigurationError(
+            "--key-scope and --key-scope-function exclude each other", remedy="Leave one of them out."
+        )
     if function is None:
         return key_scope
     with working_directory_last():
@@ -219,7 +232,7 @@ def _scope(key_scope: str | None, function: str | None) -> str | ScopeOf | None:
 
 
 def _share_of_copy(result: JobResult) -> tuple[int, int]:
-    """How many rows were looked at, and of how many: those that were there already took no copying."""
+    """Return how many rows were read, and how many there are. Existing copies count as read."""
     there = sum(counts.get("there", 0) for counts in result.by_table.values())
     looked_at = result.done + result.failed + there
     return looked_at, looked_at + result.left
@@ -227,29 +240,30 @@ def _share_of_copy(result: JobResult) -> tuple[int, int]:
 
 def _print(result: JobResult, said: str) -> None:
     names = dict.fromkeys(name for counts in result.by_table.values() for name in counts)
-    print_counts(result, counted(result, [*names]))
+    print_counts(result, nonzero(result, [*names]))
     print_failures(result.failures)
     typer.echo(said)
 
 
 def said_of_run(result: JobResult, *, dry_run: bool, function: str | None = None) -> str:
     """
-    Sum a migration up for people.
+    Return the summary of a migration for people.
 
     Args:
-        result: Of it.
-        dry_run: Whether it only looked.
+        result: The result of the run.
+        dry_run: Whether the run only counted.
         function: The function for key scopes, which the command that continues must name again.
     """
     if dry_run:
         minutes, seconds = divmod(round(result.estimated_seconds or 0), 60)
-        return f"{result.left:,} items would be sealed, in about {minutes}:{seconds:02} minutes by a sample"
+        would = f"{counted(result.left, 'item')} would be encrypted"
+        return f"{would}, in about {minutes}:{seconds:02} minutes, estimated from a sample"
     said = (
-        f"{result.done:,} items were sealed in {result.seconds:.1f} s, {result.failed:,} failed, "
-        f"{result.left:,} are left"
+        f"Encrypted {counted(result.done, 'item')} in {result.seconds:.1f} s. Failed: {result.failed:,}. "
+        f"Left: {result.left:,}."
     )
     if not result.complete:
         return f"{said}\nNot complete. To continue: {verb_command(MIGRATE, result.job_id, function)}"
     if result.failed:
-        return f"{said}\nwhat failed stays as it is; mend it, and run this again"
-    return f"{said}\nwhen no process writes the older formats any more: eventseal migrate finish"
+        return f"{said}\nThe items that failed were not changed. Repair them, then run this again."
+    return f"{said}\nNext: when no process writes the older formats any more, run `eventseal migrate finish`."

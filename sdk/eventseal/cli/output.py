@@ -1,15 +1,19 @@
-"""What a run prints: JSON for programs, columns and results for people, and what it asks them."""
+"""The output of runs: JSON for programs, text and questions for people."""
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from eventseal.cli.exits import ExitCode
-from eventseal.errors import ConfigurationError, JobError
+from eventseal.errors import ConfigurationError, EventSealError, JobError
+from eventseal.kms.adapter import adapter_class
+from eventseal.wording import moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +24,29 @@ if TYPE_CHECKING:
     from eventseal.rotation.set_aside_rows import SetAside
 
 _SHOWN = 20
+_LOCAL = "local://"
+_key_files: dict[str, str] = {}
+
+
+def name_key_files(kms_key: Sequence[str]) -> None:
+    """
+    Show the key files of a setting by their names.
+
+    All later output for people shows them so. The key tables know a key file only by the check value of its
+    key.
+
+    Args:
+        kms_key: The setting.
+    """
+    _key_files.clear()
+    for uri in kms_key:
+        if uri.startswith(_LOCAL):
+            # The command that needs the file reports that it is missing or refused.
+            with suppress(EventSealError, ImportError):
+                kind: Any = adapter_class(uri)
+                stored = kind.stored_uri(uri)
+                name = PurePath(uri.removeprefix(_LOCAL)).name
+                _key_files[stored] = f"{name} ({stored[: len(_LOCAL) + 4]}…)"
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -27,33 +54,53 @@ def print_json(value: Mapping[str, Any]) -> None:
     Print one JSON object.
 
     Args:
-        value: Of what JSON knows.
+        value: A mapping that JSON can represent.
     """
     typer.echo(json.dumps(value, indent=2))
 
 
 def printable(text: str) -> str:
     """
-    Show what would move a terminal's cursor or colour its text as escapes.
+    Return text as people read it, with key files by name.
 
     Args:
-        text: What a row or a person may have put anything into.
+        text: Text from a row or a person, which may contain anything.
+    """
+    for stored, name in _key_files.items():
+        text = text.replace(stored, name)
+    return verbatim(text)
+
+
+def verbatim(text: str) -> str:
+    """
+    Return a remedy or command as people read it, with whole URIs.
+
+    People copy commands and URIs from it. Control characters become escapes, since they could move the
+    terminal's cursor or colour the text.
+
+    Args:
+        text: Text from a row or a person, which may contain anything.
     """
     return "".join([char if char.isprintable() else char.encode("unicode_escape").decode() for char in text])
 
 
-def time_text(moment: datetime | None) -> str:
-    """Write a moment to the second; ``""`` if there is none."""
-    return "" if moment is None else moment.isoformat(timespec="seconds")
+def time_text(at: datetime | None) -> str:
+    """Return a time to the second for JSON, or ``""`` for ``None``."""
+    return "" if at is None else at.isoformat(timespec="seconds")
+
+
+def time_shown(at: datetime | None) -> str:
+    """Return a time in UTC for people, or ``""`` for ``None``."""
+    return "" if at is None else moment(at)
 
 
 def print_columns(heading: Sequence[str], rows: Sequence[Sequence[str | int]]) -> None:
     """
-    Print a table in columns, those of numbers flush right.
+    Print a table in columns, with numbers aligned to the right.
 
     Args:
-        heading: One word or more for each column.
-        rows: As many texts or numbers in each.
+        heading: The titles of the columns.
+        rows: The rows, each with a text or a number for every column.
     """
     numbers = [any(isinstance(row[column], int) for row in rows) for column in range(len(heading))]
     lines = [
@@ -71,11 +118,11 @@ def print_columns(heading: Sequence[str], rows: Sequence[Sequence[str | int]]) -
 
 def print_counts(result: JobResult, names: Sequence[str]) -> None:
     """
-    Print what a run counted in each table.
+    Print the counts of a run for each table.
 
     Args:
-        result: Of the run.
-        names: Of the counts, in the order of the columns.
+        result: The result of the run.
+        names: The names of the counts, in the order of the columns.
     """
     if names:
         heading = ("TABLE", *(name.replace("_", " ").upper() for name in names))
@@ -85,23 +132,23 @@ def print_counts(result: JobResult, names: Sequence[str]) -> None:
         )
 
 
-def counted(result: JobResult, names: Sequence[str]) -> list[str]:
-    """Choose those counts that are not zero in every table."""
+def nonzero(result: JobResult, names: Sequence[str]) -> list[str]:
+    """Return the names of counts that are not zero in every table."""
     return [name for name in names if any(counts.get(name) for counts in result.by_table.values())]
 
 
 def print_wrappings(result: JobResult) -> None:
-    """Print how many wrappings each KEK has."""
+    """Print the number of wrappings for each KEK."""
     if result.by_kek:
-        print_columns(("KEK", "WRAPPINGS"), sorted(result.by_kek.items()))
+        print_columns(("KMS KEY", "WRAPPINGS"), sorted(result.by_kek.items()))
 
 
 def print_failures(failures: Sequence[Failure]) -> None:
     """
-    Show the first failures, and the first of each class with what it means.
+    Show the first failures, and explain the first of each class.
 
     Args:
-        failures: Of a result.
+        failures: The failures of a result.
     """
     explained: set[str] = set()
     unseen = 0
@@ -114,9 +161,9 @@ def print_failures(failures: Sequence[Failure]) -> None:
         typer.echo(printable(f"{failure.error}: {failure.table} {_place(failure)} ({key})"))
         if is_first:
             explained.add(failure.error)
-            typer.echo(f"  {printable(failure.message)}\n  remedy: {printable(failure.remedy)}")
+            typer.echo(f"  {printable(failure.message)}\n  remedy: {verbatim(failure.remedy)}")
     if unseen:
-        typer.echo(f"and {unseen:,} more; --json lists up to 1,000")
+        typer.echo(f"and {unseen:,} more. --json lists up to 1,000.")
 
 
 def print_rows_set_aside(rows: Sequence[SetAside]) -> None:
@@ -124,14 +171,12 @@ def print_rows_set_aside(rows: Sequence[SetAside]) -> None:
     Show the first rows that are set aside, each with its reason.
 
     Args:
-        rows: As the ledger says.
+        rows: The rows from the ledger.
     """
     for row in rows[:_SHOWN]:
-        typer.echo(
-            printable(f"set aside: {row.table} {_place(row)}, since {time_text(row.at)}: {row.reason}")
-        )
+        typer.echo(printable(f"set aside: {row.table} {_place(row)}, since {moment(row.at)}: {row.reason}"))
     if len(rows) > _SHOWN:
-        typer.echo(f"and {len(rows) - _SHOWN:,} more; `eventseal set-aside --list --json` has all")
+        typer.echo(f"and {len(rows) - _SHOWN:,} more. To list all: eventseal set-aside --list --json")
 
 
 def _place(row: Failure | SetAside) -> str:
@@ -140,7 +185,9 @@ def _place(row: Failure | SetAside) -> str:
 
 def report(options: Options, result: JobResult, print_result: Callable[[], None]) -> None:
     """
-    Show what a run did, and exit with what a script needs to know; the arguments are `show_result`'s.
+    Show the result of a run, and exit with its code.
+
+    The arguments are those of `show_result`.
 
     Raises:
         typer.Exit: Items or keys failed, or are left.
@@ -151,12 +198,12 @@ def report(options: Options, result: JobResult, print_result: Callable[[], None]
 
 def show_result(options: Options, result: JobResult, print_result: Callable[[], None]) -> None:
     """
-    Show what a run did.
+    Show the result of a run.
 
     Args:
-        options: Of the run.
-        result: What it did.
-        print_result: Shows it to people.
+        options: The global options of the run.
+        result: The result.
+        print_result: A function that shows the result to people.
     """
     if options.as_json:
         print_json({**result.to_json(), "dry_run": options.dry_run})
@@ -168,10 +215,10 @@ def show_result(options: Options, result: JobResult, print_result: Callable[[], 
 
 def exit_by(result: JobResult) -> None:
     """
-    Exit with what a script needs to know, unless all is well.
+    Exit with the code that scripts need, unless the run did everything.
 
     Args:
-        result: Shown already.
+        result: The result, which was shown before.
 
     Raises:
         typer.Exit: Items or keys failed, or are left.
@@ -182,16 +229,18 @@ def exit_by(result: JobResult) -> None:
 
 def confirm(options: Options, what: str, *, show: Callable[[], None] | None = None) -> None:
     """
-    Ask a person before anything that cannot be undone; ``--yes`` answers.
+    Ask a person before an action that cannot be undone.
+
+    With ``--yes`` no question is asked.
 
     Args:
-        options: Of the run.
-        what: What is about to happen, as a sentence.
-        show: Shows to the person what it concerns.
+        options: The global options of the run.
+        what: A sentence that says what is about to happen.
+        show: A function that shows to the person what is concerned.
 
     Raises:
-        ConfigurationError: Nobody can be asked.
-        JobError: The person said no.
+        ConfigurationError: Nobody can answer: the output is JSON, or there is no terminal.
+        JobError: The person did not confirm.
     """
     if options.yes:
         return
@@ -203,10 +252,10 @@ def confirm(options: Options, what: str, *, show: Callable[[], None] | None = No
             f"{what} {why}, so confirmation is impossible. Nothing was changed.",
             remedy="Pass --yes to proceed.",
         )
-    if not typer.confirm(f"{what} Is that meant?", err=True):
-        raise JobError("Not confirmed. Nothing was changed.", remedy="Nothing has to be done.")
+    if not typer.confirm(f"{what} Continue?", err=True):
+        raise JobError("Not confirmed. Nothing was changed.", remedy="You need not do anything.")
 
 
 def is_anybody_there() -> bool:
-    """Whether standard input is a person's."""
+    """Check whether a person can answer: standard input is a terminal."""
     return sys.stdin.isatty()

@@ -1,4 +1,4 @@
-"""``eventseal receipt``, and how other commands write the receipts that it checks."""
+"""``eventseal receipt``, and writing receipts for other commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Examples:
 ReceiptFile = Annotated[
     Path | None,
     typer.Option(
-        "--receipt", metavar="FILE", help="Write the receipt: JSON if it ends in .json, else a page."
+        "--receipt", metavar="FILE", help="Write the receipt to FILE: JSON if it ends in .json, else HTML."
     ),
 ]
 
@@ -44,11 +44,11 @@ def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The receipt, as JSON.")],
 ) -> None:
     """
-    Compare every field of a receipt with what was written then.
+    Check that a receipt is authentic, field by field.
 
-    A verification is compared by its MAC; an erasure or an epoch with the entry of
-    the ledger that it names. The exit code is 1 if a field was changed, or if the
-    receipt is authentic and says that something had failed.
+    The receipt of a verification has a MAC. The receipt of an erasure or an epoch is
+    compared with the entry of the ledger that it names. The exit code is 1 if a
+    field was changed, or if an authentic receipt reports a failure.
     """
     try:
         text = file.read_bytes()
@@ -78,39 +78,48 @@ def _print(file: Path, checked: CheckedReceipt) -> None:
     if not checked.is_authentic:
         fields = printable(", ".join(checked.differs))
         typer.echo(
-            f"{file} is not authentic, by the {'MAC' if checked.by == 'mac' else 'ledger'}: {fields}\n"
+            f"{file} is not authentic. Fields that differ from the "
+            f"{'MAC' if checked.by == 'mac' else 'ledger'}: {fields}\n"
             "It was changed, or belongs to another application or ledger."
         )
         return
     typer.echo(f"{file} is authentic ({checked.kind})")
     if checked.is_partial:
-        typer.echo("It is partial: not every item of every table was opened.")
+        typer.echo("It is partial: the run did not open every item of every table.")
     if checked.failed:
-        typer.echo(f"The verification failed: {checked.failed:,} items, keys or tables.")
+        typer.echo(f"The verification failed. Items, keys or tables with a failure: {checked.failed:,}")
 
 
 def refuse_receipt_file(file: Path | None) -> None:
     """
-    Refuse a place where no receipt can be written, before there is anything to tell in it.
+    Refuse a receipt file that cannot be written.
+
+    The command calls it before it does anything else.
 
     Args:
-        file: As it was named, if it was.
+        file: The file that was named, or ``None``.
 
     Raises:
-        ConfigurationError: It is there already, or its folder is not, or takes no file.
+        ConfigurationError: The file exists already, its directory does not exist, or the directory cannot be
+            written.
     """
     if file is None:
         return
     if os.path.lexists(file):
-        raise ConfigurationError(f"{file} is there already; a receipt is never overwritten")
+        raise ConfigurationError(
+            f"the receipt {file} exists already, and EventSeal does not overwrite it",
+            remedy="Name another file.",
+        )
     if not file.parent.is_dir():
-        raise ConfigurationError(f"there is no folder {file.parent} for the receipt")
+        raise ConfigurationError(
+            f"there is no directory {file.parent} for the receipt", remedy="Create it, or name another file."
+        )
     try:
         tempfile.TemporaryFile(dir=file.parent).close()
     except OSError as error:
         raise ConfigurationError(
-            f"the receipt {file} could not be written: {error.strerror}",
-            remedy="Name a file in a folder that you may write to.",
+            f"the receipt {file} cannot be written: {error.strerror}",
+            remedy="Choose a file in a directory that you can write to.",
         ) from error
 
 
@@ -118,21 +127,23 @@ def write_receipt(
     file: Path | None, receipt: EpochReceipt | Receipt | VerifyReceipt | None, *, done: str, remedy: str
 ) -> None:
     """
-    Write the receipt of what was done, for its owner alone to read; where there is none, say so.
+    Write a receipt, which only its owner can read.
+
+    If there is no receipt, report that on standard error.
 
     Args:
-        file: As it was named, if it was.
-        receipt: Of what was done; ``None`` if it is not complete.
-        done: What stays done if the receipt cannot be written.
-        remedy: How to come by it then.
+        file: The file that was named, or ``None``.
+        receipt: The receipt, or ``None`` if the run is not complete.
+        done: A clause that says what is done, even if the receipt cannot be written.
+        remedy: A sentence that says how to get the receipt in that case.
 
     Raises:
-        JobError: It cannot be written.
+        JobError: The receipt cannot be written.
     """
     if file is None:
         return
     if receipt is None:
-        typer.echo(f"it is not complete, and no receipt was written to {file}: run it again", err=True)
+        typer.echo(f"Not complete, so no receipt was written to {file}. Run the command again.", err=True)
         return
     text = json.dumps(receipt.to_json(), indent=2) if file.suffix == ".json" else receipt.to_html()
     try:
@@ -145,7 +156,7 @@ def write_receipt(
             opened.flush()
             os.fsync(descriptor)
     except OSError as error:
-        file.unlink()  # half a receipt would look like one
+        file.unlink()  # half a receipt would look like a whole one
         raise JobError(_unwritten(file, error, done), remedy=remedy) from error
 
 

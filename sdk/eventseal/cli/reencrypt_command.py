@@ -9,7 +9,7 @@ from uuid import UUID  # noqa: TC003 - read at run time, for the options' types
 import typer
 
 from eventseal.cli.long_runs import run_job
-from eventseal.cli.output import counted, print_counts, print_failures, print_json, report, time_text
+from eventseal.cli.output import nonzero, print_counts, print_failures, print_json, report
 from eventseal.cli.shared_options import Batch, Options, Rate, ResumedJob, Tables, Workers, with_options
 from eventseal.errors import ConfigurationError
 from eventseal.rotation import pause_job
@@ -17,8 +17,11 @@ from eventseal.rotation import reencrypt as reencrypt_items
 from eventseal.rotation.did_you_mean import known_keys
 from eventseal.rotation.jobs.jobs import REENCRYPT, resume_command, verb_command, verb_of
 from eventseal.rotation.set_aside_rows import SET_ASIDE
+from eventseal.wording import counted, moment
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from eventseal.configuration import EventSeal
     from eventseal.rotation import JobResult
 
@@ -40,28 +43,31 @@ def reencrypt(
     options: Options,
     *,
     key: Annotated[
-        list[str] | None, typer.Option(metavar="KEY", help="Only items under this key; several times.")
+        list[str] | None, typer.Option(metavar="KEY", help="Only items under this key. Repeatable.")
     ] = None,
     table: Tables = None,
     to_collection: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Move the table to the collection that its record class says."),
+        typer.Option(metavar="NAME", help="Move the table to the collection of its record class."),
     ] = None,
     batch: Batch = 1000,
     items_per_second: Rate = None,
     workers: Workers = 1,
     resume: ResumedJob = None,
     pause: Annotated[
-        UUID | None, typer.Option(metavar="JOB", help="Stop this job, wherever it runs; it can be resumed.")
+        UUID | None, typer.Option(metavar="JOB", help="Pause this job, wherever it runs. You can resume it.")
     ] = None,
 ) -> None:
     """
-    Seal items again that are not under the active key of their scope.
+    Re-encrypt items that are not under the active key of their scope.
 
-    It runs beside the application, in small transactions. You may stop it anywhere:
-    the same command continues the unfinished job, and two at once share it. Each
-    item is opened, sealed, and opened again before its row is replaced. A row that
-    does not open stays, is named, and makes the exit code 1.
+    It runs while the application runs, in small transactions. You can stop it at
+    any time: the same command continues the unfinished job, and two commands that
+    run together share it.
+
+    Each item is decrypted, encrypted, and decrypted again before its row is
+    replaced. If a row does not open, it stays as it is, the output names it, and
+    the exit code is 1.
     """
     given = {
         "--key": key,
@@ -84,16 +90,17 @@ def reencrypt(
             items_per_second=items_per_second,
         )
         result = run_job(options, REENCRYPT, verb, workers=workers, resume=resume)
-    report(options, result, lambda: print_reencrypted(result, dry_run=options.dry_run))
+        now = None if result.settles_at is None else seal.key_store.now()
+    report(options, result, lambda: print_reencrypted(result, dry_run=options.dry_run, now=now))
 
 
 def _refuse_together(resume: UUID | None, pause: UUID | None, named: list[str]) -> None:
     if resume is not None and pause is not None:
-        raise ConfigurationError("--resume and --pause exclude each other")
+        raise ConfigurationError("--resume and --pause exclude each other", remedy="Leave one of them out.")
     if named and (resume is not None or pause is not None):
         raise ConfigurationError(
             f"{'--pause' if resume is None else '--resume'} and {', '.join(named)} exclude each other",
-            remedy="A job keeps the keys and tables that it was begun with: name the job alone.",
+            remedy="Pass only the job: it keeps the keys and tables with which it began.",
         )
 
 
@@ -102,30 +109,34 @@ def _pause(options: Options, seal: EventSeal, job_id: UUID) -> None:
     if options.as_json:
         print_json({"verb": verb_of(job.options), "job_id": str(job.job_id), "state": job.state})
         return
-    typer.echo(f"job {job_id} is {job.state}; to go on: {resume_command(job)}")
+    typer.echo(f"Job {job_id} is {job.state}. To continue: {resume_command(job)}")
 
 
-def print_reencrypted(result: JobResult, *, dry_run: bool) -> None:
+def print_reencrypted(
+    result: JobResult, *, dry_run: bool, now: datetime | None = None, repeats: bool = False
+) -> None:
     """
-    Show people what a re-encryption did.
+    Show people the result of a re-encryption.
 
     Args:
-        result: Of it.
-        dry_run: Whether it only counted.
+        result: The result.
+        dry_run: Whether the run only counted.
+        now: The present by the database's clock.
+        repeats: Whether the caller repeats the run itself, after every process has noticed a rotation.
     """
-    print_counts(result, counted(result, _COLUMNS))
+    print_counts(result, nonzero(result, _COLUMNS))
     print_failures(result.failures)
     if dry_run:
-        typer.echo(f"{result.left:,} items would be sealed again{_estimate(result)}")
+        typer.echo(f"{counted(result.left, 'item')} would be re-encrypted{_estimate(result)}")
         return
     typer.echo(
-        f"{result.done:,} items were sealed again in {result.seconds:.1f} s, {result.failed:,} failed, "
-        f"{result.left:,} are left"
+        f"Re-encrypted {counted(result.done, 'item')} in {result.seconds:.1f} s. Failed: {result.failed:,}. "
+        f"Left: {result.left:,}."
     )
-    if result.settles_at is not None:
+    if result.settles_at is not None and not repeats:
         typer.echo(
-            f"until {time_text(result.settles_at)} processes that have not noticed the rotation may append "
-            "under an old key: run it again then"
+            f"Other processes may still write with an old key until {moment(result.settles_at, now)}. "
+            "Run `eventseal reencrypt` again after that."
         )
     if result.unfinished:
         typer.echo(f"Not complete. To continue: {verb_command(REENCRYPT, result.job_id)}")
@@ -136,4 +147,4 @@ def _estimate(result: JobResult) -> str:
         return ""
     minutes, seconds = divmod(round(result.estimated_seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f", in about {hours}:{minutes:02}:{seconds:02} by a sample"
+    return f", in about {hours}:{minutes:02}:{seconds:02}, estimated from a sample"

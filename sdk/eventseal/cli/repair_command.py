@@ -13,6 +13,7 @@ from eventseal.cli.shared_options import Options, Tables, pairs, with_options
 from eventseal.erasure import Backup
 from eventseal.erasure import repair as repair_store
 from eventseal.errors import ConfigurationError
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from eventseal.erasure import RepairResult
@@ -36,29 +37,34 @@ def repair(
     ] = None,
     backup_keys: Annotated[
         str | None,
-        typer.Option("--backup-keys", metavar="URL", help="The backup's key tables, if they are elsewhere."),
+        typer.Option(
+            "--backup-keys", metavar="URL", help="The backup's key tables, if another database has them."
+        ),
     ] = None,
     table: Tables = None,
     renamed: Annotated[
         list[str] | None,
-        typer.Option(metavar="TABLE=NAME", help="What a table is called in the backup; several times."),
+        typer.Option(metavar="TABLE=NAME", help="The name of a table in the backup. Repeatable."),
     ] = None,
 ) -> None:
     """
-    Replace rows that do not open by those of a backup.
+    Replace rows that do not open with the rows of a backup.
 
-    It opens every item, and looks in the backup for those that do not open. Where
-    only the key id beside an item is wrong, it puts that right without a backup.
-    Only today's key tables and the erasure ledger say what a key may open in the
-    backup: nothing that was erased comes back. It lists the rows and asks. The
-    ledger notes each row before it is replaced; without a ledger, only --dry-run
-    works. The backup is only read. Do not put a password into the URL, where other
-    users of the machine see it: PostgreSQL takes it from PGPASSWORD or ~/.pgpass.
+    It opens every item, and searches the backup for the items that do not open. If
+    only an item's key_id column is wrong, it corrects the column without a backup.
+
+    Only the current key tables and the erasure ledger decide which items of the
+    backup a key may open: erased data does not come back. It lists the rows and
+    asks. The ledger records each row before it is replaced. Without a ledger, only
+    --dry-run works. The backup is only read.
+
+    Do not put a password into the URL, where other users of the machine see it:
+    PostgreSQL takes it from PGPASSWORD or ~/.pgpass.
     """
     names = pairs("--renamed", renamed, example="orders=order_items")
     if from_backup is None and (backup_keys or names):
         raise ConfigurationError(
-            "--backup-keys and --renamed say something of a backup: name it, --from-backup"
+            "--backup-keys and --renamed need a backup", remedy="Add the backup: --from-backup URL"
         )
     with options.open_seal() as seal, ExitStack() as opened, ExitStack() as shown:
         backup = None
@@ -69,8 +75,9 @@ def repair(
 
         def ask(would: RepairResult) -> None:
             shown.close()
-            by = "" if backup is None else f" by those of {backup.name}"
-            what = f"{would.left:,} rows are about to be replaced{by}."
+            by = "" if backup is None else f" with rows of {backup.name}"
+            rows = counted(would.left, "row is", "rows are")
+            what = f"{rows} about to be replaced{by}."
             confirm(options, what, show=lambda: _print(would, dry_run=True))
 
         result = repair_store(
@@ -84,12 +91,14 @@ def _print(result: RepairResult, *, dry_run: bool) -> None:
         print_columns(("TABLE", "SEQUENCE", "POSITION"), [tuple(place) for place in result.places[:_SHOWN]])
         more = result.done + result.left - min(_SHOWN, len(result.places))
         if more > 0:
-            typer.echo(f"and {more:,} more; --json lists up to 1,000")
+            typer.echo(f"and {more:,} more. --json lists up to 1,000.")
     print_failures(result.failures)
     if dry_run:
-        typer.echo(f"{result.left:,} rows can be repaired, {result.failed:,} cannot")
+        typer.echo(f"Rows that can be repaired: {result.left:,}. Rows that cannot: {result.failed:,}.")
         return
-    changed = f", {result.left:,} were changed meanwhile: run it again" if result.left else ""
-    typer.echo(f"{result.done:,} rows were repaired, {result.failed:,} cannot be repaired{changed}")
+    typer.echo(f"Rows repaired: {result.done:,}. Rows that cannot be repaired: {result.failed:,}.")
+    if result.left:
+        changed = counted(result.left, "row was", "rows were")
+        typer.echo(f"{changed} changed by another process meanwhile. Run `eventseal repair` again.")
     if result.done:
         typer.echo("Next: eventseal verify")

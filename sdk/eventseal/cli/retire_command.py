@@ -21,6 +21,7 @@ from eventseal.errors import JobError, StoreUnavailableError
 from eventseal.rotation import retire as retire_keys
 from eventseal.rotation.did_you_mean import known_keys
 from eventseal.rotation.table_checks import GIVE_UP
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from eventseal.rotation import JobResult
@@ -38,20 +39,19 @@ Examples:
 def retire(
     options: Options,
     *,
-    key: Annotated[
-        list[str] | None, typer.Option(metavar="KEY", help="Only this key; several times.")
-    ] = None,
+    key: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Only this key. Repeatable.")] = None,
     give_up_set_aside: Annotated[
         bool,
-        typer.Option("--give-up-set-aside", help="Rows that are set aside keep no key: their keys go."),
+        typer.Option("--give-up-set-aside", help="Destroy keys even if rows that are set aside need them."),
     ] = False,
 ) -> None:
     """
-    Destroy keys that seal no more and that nothing needs: no item and no key.
+    Destroy old keys that no item and no other key needs.
 
-    A key that is needed stays, and is counted; if it was named, the exit code is
-    4. Rows that are set aside keep their keys, unless --give-up-set-aside ends them
-    for good. It asks before it destroys; --dry-run only counts.
+    An old key encrypts no new items. A key that is needed stays, and the output
+    counts it. If you named such a key, the exit code is 4. Rows that are set aside
+    keep their keys, unless --give-up-set-aside destroys these keys permanently. It
+    asks before it destroys keys. --dry-run only counts.
     """
     with options.open_seal() as seal:
         keys = known_keys(seal.datastore, seal.settings.application, key) if key else None
@@ -62,7 +62,7 @@ def retire(
             with shown_progress("retire", "keys") as progress:
                 result = verb(dry_run=options.dry_run, progress=progress)
         except (JobError, StoreUnavailableError) as error:
-            # A named key stays; what became of the others goes with the error.
+            # A named key stays. The error carries the result for the other keys.
             others = getattr(error, "result", None)
             if others is not None:
                 show_result(options, others, lambda: _print(others, dry_run=options.dry_run))
@@ -75,10 +75,11 @@ def _confirm(options: Options, would: JobResult) -> None:
         return
     lost = ""
     if would.given_up:
-        lost = f" {len(would.given_up):,} rows that are set aside are given up with them."
+        rows = counted(len(would.given_up), "row that is set aside becomes", "rows that are set aside become")
+        lost = f" {rows} permanently unreadable."
     confirm(
         options,
-        f"{would.done:,} keys are about to be destroyed for good.{lost}",
+        f"{counted(would.done, 'key is', 'keys are')} about to be destroyed permanently.{lost}",
         show=lambda: print_rows_set_aside(would.given_up),
     )
 
@@ -89,21 +90,22 @@ def _print(result: JobResult, *, dry_run: bool) -> None:
         print_columns(("KEY THAT STAYS", "NEEDED BY"), needed)
     print_destroyed(result, did="would be" if dry_run else "were")
     if result.left and (not result.set_aside or any("left" in counts for counts in result.by_table.values())):
-        typer.echo("to free them: eventseal reencrypt")
+        typer.echo("Next: run `eventseal reencrypt`, then `eventseal retire` again.")
 
 
 def print_destroyed(result: JobResult, *, did: str) -> None:
     """
-    Show what became of keys, and of the rows that are set aside under them.
+    Show the result for keys, and the rows set aside.
 
     Args:
-        result: Of a retire.
+        result: The result of `retire`.
         did: ``were``, or ``would be``.
     """
     print_failures(result.failures)
-    typer.echo(f"{result.done:,} keys {did} destroyed, {result.left:,} stay, {result.failed:,} failed")
+    destroyed = "Keys destroyed" if did == "were" else "Keys that would be destroyed"
+    typer.echo(f"{destroyed}: {result.done:,}. Kept: {result.left:,}. Failed: {result.failed:,}.")
     print_rows_set_aside(result.given_up or result.set_aside)
     if result.given_up:
-        typer.echo(f"{len(result.given_up):,} rows that are set aside {did} given up with their keys")
+        typer.echo(f"Rows that are set aside and {did} given up with their keys: {len(result.given_up):,}")
     if result.set_aside:
-        typer.echo(f"{len(result.set_aside):,} rows that are set aside keep keys. {GIVE_UP}")
+        typer.echo(f"Rows that are set aside and keep their keys: {len(result.set_aside):,}. {GIVE_UP}")

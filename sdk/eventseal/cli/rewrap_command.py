@@ -13,6 +13,7 @@ from eventseal.erasure.epoch_keks import rewrap_ledger_key
 from eventseal.kms import adapter_from_uri
 from eventseal.rotation import rewrap as rewrap_keys
 from eventseal.rotation.rewrapping import WRAPPING_TABLE
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from eventseal.rotation import JobResult
@@ -30,17 +31,19 @@ def rewrap(
     options: Options,
     *,
     to: Annotated[
-        str | None, typer.Option(metavar="URI", help="The KEK that is to be the only one in the end.")
+        str | None, typer.Option(metavar="URI", help="The KMS key that becomes the only one.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, max=100_000, help="Keys in one call.")] = 100,
+    batch: Annotated[int, typer.Option(min=1, max=100_000, help="The most keys in one call.")] = 100,
 ) -> None:
     """
-    Re-wrap keys under the current KMS keys. No item is touched.
+    Re-wrap data keys under the current KMS keys. No item is touched.
 
-    Keys move to the newest version of every configured KEK, and get the wrappings
-    that they miss; data keys under branch keys move to the branch's active one.
-    An old wrapping goes once a process has unwrapped the new one: run it again
-    after that, with the right to unwrap. Interrupted, it is run again.
+    Keys move to the newest version of every configured KMS key, and get their
+    missing wrappings. Data keys under branch keys move to the branch's active key.
+
+    An old wrapping is deleted only after a process has unwrapped the new one. After
+    that, run the command again, with the permission to unwrap. If a run is
+    interrupted, run it again.
     """
     target = None if to is None else adapter_from_uri(to)
     with options.open_seal() as seal, shown_progress("rewrap", "keys") as progress:
@@ -56,17 +59,19 @@ def _print(result: JobResult, *, dry_run: bool) -> None:
     counts = result.by_table[WRAPPING_TABLE]
     if dry_run:
         typer.echo(
-            f"{counts['to_move']:,} keys would be wrapped anew, {counts['awaiting']:,} wait until the new "
-            f"wrapping was unwrapped, {counts['done']:,} are as they should be"
+            f"Keys that would be re-wrapped: {counts['to_move']:,}. "
+            f"Keys whose new wrapping must be unwrapped first: {counts['awaiting']:,}. "
+            f"Keys that need no change: {counts['done']:,}."
         )
         return
     typer.echo(
-        f"{counts['done']:,} keys are wrapped as they should be: {counts['added']:,} wrappings were added, "
-        f"{counts['dropped']:,} keys lost older ones; {counts['failed']:,} failed"
+        f"Keys wrapped under the current KMS keys: {counts['done']:,}. Wrappings added: {counts['added']:,}. "
+        f"Keys that lost old wrappings: {counts['dropped']:,}. Failed: {counts['failed']:,}."
     )
     if counts["awaiting"]:
+        keys = counted(counts["awaiting"], "key keeps", "keys keep")
         typer.echo(
-            f"{counts['awaiting']:,} keys keep old wrappings until a process has unwrapped the new one: "
-            "run it again, with the right to unwrap, after the applications, or `eventseal verify`, have "
-            "opened them"
+            f"{keys} old wrappings until a process has unwrapped the new ones.\n"
+            "Next: run `eventseal verify`, or let your applications open items. Then run `eventseal rewrap` "
+            "again, with the permission to unwrap."
         )

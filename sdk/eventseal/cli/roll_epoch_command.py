@@ -12,9 +12,10 @@ from eventseal.cli.output import (
     exit_by,
     print_failures,
     print_wrappings,
+    printable,
     report,
     show_result,
-    time_text,
+    time_shown,
 )
 from eventseal.cli.receipt_command import ReceiptFile, refuse_receipt_file, write_receipt
 from eventseal.cli.shared_options import Options, with_options
@@ -22,6 +23,7 @@ from eventseal.erasure import Ending
 from eventseal.erasure import roll_epoch as roll_epoch_of
 from eventseal.kms import adapter_from_uri
 from eventseal.rotation.rewrapping import WRAPPING_TABLE
+from eventseal.wording import counted, moment
 
 if TYPE_CHECKING:
     from eventseal.configuration import EventSeal
@@ -36,8 +38,8 @@ Examples:
 """
 
 _RECEIPT_AGAIN = (
-    "What was printed has its dates. Run again with another file, it gives the receipt of the next epoch, or "
-    "this one's from the ledger if the old KEK has its date."
+    "The output above has its dates. If you run it again with another file, you get the receipt of the next "
+    "epoch. If the old KMS key has its date already, you get this receipt from the ledger."
 )
 
 
@@ -47,21 +49,25 @@ def roll_epoch(
     *,
     to: Annotated[
         str | None,
-        typer.Option(metavar="URI", help="The KEK that takes the place of all, as on AWS; list it before."),
+        typer.Option(metavar="URI", help="The KMS key that replaces all others. List it in kms_key first."),
     ] = None,
     pending_window_days: Annotated[
         int, typer.Option(min=7, max=30, help="Days until AWS deletes the old KMS key.")
     ] = 30,
-    batch: Annotated[int, typer.Option(min=1, help="Keys in one call.")] = 100,
+    batch: Annotated[int, typer.Option(min=1, help="The most keys in one call.")] = 100,
     receipt: ReceiptFile = None,
 ) -> None:
     """
-    Make backups of the key tables useless: they open nothing any more.
+    Make old backups of the key tables useless.
 
-    Branches get new keys, KEKs new versions (or --to takes their place), every
-    live key moves there and is unwrapped once; then the old versions, or the old
-    KEKs, are ended for good. No item is touched. Interrupted, it is run again.
-    Take a backup of the key tables right afterwards.
+    Branches get new keys, and KMS keys get new versions. With --to, one KMS key
+    replaces all others, as AWS requires. Every key that is not destroyed is wrapped
+    under the new ones, and unwrapped one time. Then the old versions, or the old KMS
+    keys, end permanently: the KMS destroys them, or you delete them. After that, old
+    backups open nothing.
+
+    No item is touched. If a run is interrupted, run it again. Take a backup of the
+    key tables immediately afterwards.
     """
     refuse_receipt_file(receipt)
     with options.open_seal() as seal:
@@ -81,23 +87,28 @@ def roll_epoch(
 
 
 def _configured(seal: EventSeal, uri: str) -> KmsAdapter:
-    """Give the adapter that the store has for a KEK; else a new one, which will be refused as not listed."""
+    """
+    Return the store's adapter of a KEK.
+
+    If the KEK is not listed, return a new adapter, which `roll_epoch` refuses.
+    """
     named = adapter_from_uri(uri)
     return next((adapter for adapter in seal.keyring.keks if adapter.uri == named.uri), named)
 
 
 def _sentence(would: EpochResult, target: KmsAdapter | None) -> str:
-    what = "every older version of the KEK" if target is None else f"every KEK but {target.uri}"
+    what = "Every older version of the KMS keys" if target is None else f"Every KMS key except {target.uri}"
     others = ""
     if would.others:
         others = (
-            f" The applications {', '.join(sorted(would.others))} have keys in these tables, too: each "
-            "rewraps its own first, or this is refused."
+            f" Other applications have keys in these tables: {', '.join(sorted(would.others))}. Run "
+            "`eventseal rewrap` for each of them first. Without that, this run is refused."
         )
-    return (
-        f"{what} is about to be ended for good, and with it every backup of the key tables.{others} Whatever "
-        "else is wrapped under it, in other databases, by other programs or in other applications' ledgers, "
-        "is lost with it: nobody here can see that."
+    return printable(
+        f"{what} is about to end permanently: the KMS destroys it, or you delete it. After that, every "
+        "backup of the key tables is useless. Everything else that is wrapped under it is lost too: in other "
+        "databases, by other programs, or in the ledgers of other applications. EventSeal cannot see such "
+        f"uses.{others}"
     )
 
 
@@ -105,39 +116,57 @@ def _print_foreseen(would: EpochResult) -> None:
     counts = would.by_table[WRAPPING_TABLE]
     print_wrappings(would)
     typer.echo(
-        f"{counts['under_branch_keys']:,} wrappings under branch keys would be made anew here, and "
-        f"{counts['under_keks']:,} by the KMS"
+        f"Wrappings that would be replaced: {counts['under_branch_keys']:,} under branch keys, by this "
+        f"process. {counts['under_keks']:,} under KMS keys, by the KMS."
     )
     for application, count in sorted(would.others.items()):
-        typer.echo(f"application {application} has {count:,} wrappings under these KEKs: it rewraps first")
+        wrappings = counted(count, "wrapping")
+        typer.echo(
+            f"Application {printable(application)} has {wrappings} under these KMS keys. Run `eventseal "
+            "rewrap` for it first."
+        )
 
 
 def _print(result: EpochResult) -> None:
     print_failures(result.failures)
     if result.finished_at is None:
-        typer.echo(f"{result.failed:,} keys could not be moved, and no KEK was ended")
+        typer.echo(f"{counted(result.failed, 'key')} could not be re-wrapped. No KMS key was destroyed.")
         return
     counts = result.by_table[WRAPPING_TABLE]
     typer.echo(
-        f"{result.done:,} keys are wrapped as they should be: {counts['added']:,} wrappings were added, "
-        f"{counts['dropped']:,} keys lost older ones"
+        f"Keys wrapped under the current KMS keys: {result.done:,}. Wrappings added: {counts['added']:,}. "
+        f"Keys that lost old wrappings: {counts['dropped']:,}."
     )
     for kek in result.keks:
-        typer.echo(_ended(kek))
+        typer.echo(printable(_ended(kek, result)))
+    _print_backups(result)
+    typer.echo("Next: take a backup of the key tables now. No older backup opens.")
+
+
+def _print_backups(result: EpochResult) -> None:
+    """Show which backups of the key tables are useless."""
+    if any(kek.ending is Ending.BY_HAND for kek in result.keks):
+        return  # the line of the KEK says it
     if result.covers_before is None:
-        typer.echo("backups open nothing if they are older than the KEK that stays")
+        typer.echo("Backups older than the KMS key that stays open nothing.")
     else:
-        moment = time_text(result.covers_before)
-        typer.echo(f"backups of the key tables that are older than {moment} open nothing once that is done")
-    typer.echo("take a backup of the key tables now: there is no other one that opens")
+        before = moment(result.covers_before)
+        typer.echo(f"Backups of the key tables taken before {before} open nothing after that.")
 
 
-def _ended(kek: EndedKek) -> str:
+def _ended(kek: EndedKek, result: EpochResult) -> str:
     if kek.ending is Ending.BY_HAND:
+        taken = "older than the KMS key that stays"
+        if result.covers_before is not None:
+            taken = f"taken before {moment(result.covers_before)}"
+        what = "key file" if kek.kek_uri.startswith("local://") else "KMS key"
         return (
-            f"{kek.name}: no key needs it. Delete it, and every copy of it: it opens old backups until then"
+            f"Backups of the key tables {taken} become useless once you delete the old {what}: {kek.name}. "
+            "No key needs it. Delete it and all copies."
         )
-    since, end = time_text(kek.closed_at), time_text(kek.ends_at)
     if kek.ending is Ending.SCHEDULED:
-        return f"{kek.name}: opens nothing since {since}; deleted on {end}, until then it can be taken back"
-    return f"{kek.name}: deleted for good at {end}"
+        return (
+            f"{kek.name}: opens nothing since {time_shown(kek.closed_at)}. The KMS deletes it on "
+            f"{time_shown(kek.ends_at)}. Until then you can cancel the deletion."
+        )
+    return f"{kek.name}: deleted permanently at {time_shown(kek.ends_at)}"

@@ -26,6 +26,7 @@ from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.set_aside_rows import AsideRows
 from eventseal.rotation.status.key_totals import expected_keys, noticed_at, replaced_data_keys
 from eventseal.rotation.table_checks import refuse_damaged_rows, refuse_unregistered_tables
+from eventseal.wording import counted, moment
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from eventseal.rotation import JobResult
 
 MOST_NAMED = 10_000
-"""Replaced keys of all scopes that are retired by name; if there are more, every old key is."""
+"""The most replaced keys that are retired by name. With more, every old key is retired."""
 
 _LONGEST_SLEEP = 1.0
 
@@ -56,50 +57,58 @@ def rotate(
     options: Options,
     *,
     scope: Annotated[
-        list[str] | None, typer.Option(metavar="SCOPE", help="Only this scope; several times.")
+        list[str] | None, typer.Option(metavar="SCOPE", help="Only this scope. Repeatable.")
     ] = None,
     key: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="With --compromised: this key, also one replaced long ago."),
+        typer.Option(metavar="KEY", help="With --compromised: mark this key, active or old. Repeatable."),
     ] = None,
     compromised: Annotated[
-        bool, typer.Option("--compromised", help="The old keys leaked: mark them, and refuse late items.")
+        bool,
+        typer.Option(
+            "--compromised", help="The old keys leaked: mark them, and refuse new items under them."
+        ),
     ] = False,
     reencrypt: Annotated[
         bool,
-        typer.Option(
-            "--reencrypt", help="Then seal again all of their items that are not under the new keys."
-        ),
+        typer.Option("--reencrypt", help="Then re-encrypt the items of the scopes under the new keys."),
     ] = False,
     retire: Annotated[
-        bool, typer.Option("--retire", help="Then wait until every process has noticed, and destroy them.")
+        bool, typer.Option("--retire", help="Then wait for all processes, and destroy the old keys.")
     ] = False,
     give_up_set_aside: Annotated[
         bool,
-        typer.Option("--give-up-set-aside", help="With --retire: rows that are set aside keep no key."),
+        typer.Option(
+            "--give-up-set-aside",
+            help="With --retire: destroy keys even if rows that are set aside need them.",
+        ),
     ] = False,
     workers: Workers = 1,
 ) -> None:
     """
-    Give every scope a new active key. No item is touched, unless it is asked for.
+    Create a new active key for every scope, or for named scopes.
 
-    The old keys open what they sealed. With --reencrypt all items of these scopes
-    are sealed again under the new ones, also what earlier runs have left under
-    older keys. With --retire all old keys of the scopes are then destroyed, which
-    cannot be undone. Without --retire it tells from when on `retire` is worth
-    running.
+    Old keys still decrypt their items, and no item is touched. With --reencrypt,
+    all items of these scopes are then encrypted under the new keys, also items that
+    earlier runs left under older keys. With --retire, all old keys of the scopes are
+    then destroyed, which you cannot undo. Without --retire, the output says when to
+    run `eventseal retire`.
     """
     if retire and not reencrypt:
         raise ConfigurationError(
             "--retire needs --reencrypt: a key with items cannot be destroyed",
-            remedy="Give both, or run `eventseal retire` for the keys that have no items.",
+            remedy="Pass both, or run `eventseal retire` for the keys that have no items.",
         )
     if give_up_set_aside and not retire:
-        raise ConfigurationError("--give-up-set-aside needs --retire: without it no key is destroyed")
+        raise ConfigurationError(
+            "--give-up-set-aside needs --retire: without it no key is destroyed",
+            remedy="Add --reencrypt --retire, or leave --give-up-set-aside out.",
+        )
     if key and (scope or not compromised):
         raise ConfigurationError(
             "--key needs --compromised, and excludes --scope",
-            remedy="To rotate, name scopes; a single key can be marked compromised, and is replaced then.",
+            remedy="To rotate, name scopes with --scope. To mark and replace single keys, pass --compromised "
+            "with --key.",
         )
     with options.open_seal() as seal:
         application = seal.settings.application
@@ -125,7 +134,7 @@ def rotate(
 
 @dataclass
 class _Run:
-    """The steps of one rotation; each is shown when it is done, or all at once as JSON."""
+    """The steps of one rotation. Each is shown when it is done, or all together as JSON."""
 
     options: Options
     seal: EventSeal
@@ -137,6 +146,7 @@ class _Run:
     steps: dict[str, JobResult] = field(default_factory=dict)
     retire_after: datetime | None = None
     remedy: str = RUN_AGAIN
+    repeats: bool = False
 
     @property
     def is_of_every_scope(self) -> bool:
@@ -145,43 +155,52 @@ class _Run:
 
     @property
     def failed(self) -> bool:
-        """Whether a step could not deal with some item or key."""
+        """Whether an item or a key failed in a step."""
         return any(result.failed for result in self.steps.values())
 
     @property
     def unfinished(self) -> bool:
-        """Whether the re-encryption has left items: it was paused, or another run took it over."""
+        """
+        Whether the re-encryption left items.
+
+        It was paused, or another run took it over.
+        """
         return "reencrypt" in self.steps and self.steps["reencrypt"].unfinished
 
     def take(self, *, reencrypt: bool, retire: bool) -> None:
-        """Take the steps that are asked for."""
+        """Take the steps that the options request."""
         if self.options.dry_run:
-            self._tell_what_would_be_done(reencrypt=reencrypt)
+            self._preview(reencrypt=reencrypt)
             return
         if reencrypt:
             refuse_unregistered_tables(self.seal)  # before anything is rotated, not after it
         if retire:
             tables = registered_tables(self.seal.datastore, self.seal.cipher.application)
             aside = AsideRows.of_store(self.seal, tables)
-            # It would stop the last step, after the wait.
+            # Damaged rows would stop the last step, after the wait.
             refuse_damaged_rows(self.seal, tables, aside, give_up=self.give_up)
             many = self._count_scopes() + (len(self._old_keys()) if self.keys is None else 0)
-            what = "old keys" if self.keys is None else "keys"
-            confirm(self.options, f"{many:,} {what} are about to be destroyed for good.")
+            what = "old key" if self.keys is None else "key"
+            keys = counted(many, f"{what} is", f"{what}s are")
+            confirm(self.options, f"{keys} about to be destroyed permanently.")
+            self.repeats = True  # the re-encryption, after the wait: nobody needs the hint to do that
         self._rotate()
-        old = self._old_keys()  # also those of earlier runs that did not get to the end
+        old = self._old_keys()  # also the old keys of earlier runs that did not reach the end
         if reencrypt and old:
             self._reencrypt()
             if retire and not self.unfinished:
                 self._wait()
                 if self.steps["reencrypt"].settles_at is not None:
-                    self._reencrypt()  # what was appended under an old key meanwhile
+                    self._reencrypt()  # the items that were appended under an old key meanwhile
                 if not self.unfinished:
                     self._retire(old)
-        self._tell()
+        self._finish()
 
     def _rotate(self) -> None:
-        self.remedy = "Scopes that were rotated stay so. Run again, it rotates all of them, these once more."
+        self.remedy = (
+            "Scopes that were rotated keep their new keys. If you run it again, it rotates every scope, "
+            "these too."
+        )
         with shown_progress("rotate", "scopes") as progress:
             if self.keys is not None:
                 result = mark_compromised(self.seal, self.keys, progress=progress)
@@ -189,12 +208,12 @@ class _Run:
                 result = rotate_keys(
                     self.seal, scopes=self.scopes, compromised=self.compromised, progress=progress
                 )
-        self.remedy = "The keys are rotated. To go on: eventseal reencrypt, then eventseal retire"
+        self.remedy = "The keys are rotated. To continue: run `eventseal reencrypt`, then `eventseal retire`."
         self._show("rotate", result)
         self.retire_after = noticed_at(self.seal)
 
     def _old_keys(self) -> Collection[UUID]:
-        """Give the keys that seal no more: of the scopes, or those that were named."""
+        """Return the named keys, or the old keys of the scopes."""
         if self.keys is not None:
             return self.keys
         scopes = None if self.scopes is None else {*map(self.seal.keyring.tables.scope_named, self.scopes)}
@@ -210,47 +229,51 @@ class _Run:
         return run_job(self.options, REENCRYPT, verb, workers=self.workers)
 
     def _wait(self) -> None:
-        """Wait until every process has noticed: it saves work; what keeps items safe is the fence."""
+        """
+        Wait until every process has noticed the rotation.
+
+        The wait saves work. The fence keeps items safe without it.
+        """
         if self.retire_after is None:
             return
         store = self.seal.key_store
         left = (self.retire_after - store.now()).total_seconds()
         if left > 0:
-            typer.echo(f"rotate: waiting {left:.0f} s, until every process has noticed", err=True)
+            typer.echo(f"rotate: waiting {left:.0f} s until every process has noticed the new keys", err=True)
         while left > 0:
             time.sleep(min(left, _LONGEST_SLEEP))
             left = (self.retire_after - store.now()).total_seconds()
 
     def _retire(self, old: Collection[UUID]) -> None:
         named = None if self.is_of_every_scope and len(old) > MOST_NAMED else old
-        self.remedy = "Keys that were destroyed stay so. To go on: eventseal retire"
+        self.remedy = "Destroyed keys stay destroyed. To continue: eventseal retire"
         with shown_progress("retire", "keys") as progress:
             try:
                 result = retire_keys(self.seal, keys=named, give_up_set_aside=self.give_up, progress=progress)
             except JobError as error:
-                # Where a row could not be moved, its key stays: the row has been named, and is what failed.
-                # So does the key of a row that is set aside.
+                # If a row could not be re-encrypted, its key stays. The output has named the row, and the run
+                # counts it as failed. The key of a row that is set aside stays too.
                 if not hasattr(error, "result") or not (self.failed or hasattr(error, "set_aside")):
                     raise
                 result = error.result
         self.retire_after = None
         self._show("retire", result)
 
-    def _tell_what_would_be_done(self, *, reencrypt: bool) -> None:
+    def _preview(self, *, reencrypt: bool) -> None:
         scopes = self._count_scopes()
-        if reencrypt:  # of what is under old keys already; what is under the active ones now would be added
+        if reencrypt:  # counts items under old keys: those under the active keys would be added
             keys = None if self.scopes is None else self._old_keys()
             self.steps["reencrypt"] = self._reencrypted(keys)
         if self.options.as_json:
             steps = {name: result.to_json() for name, result in self.steps.items()}
             print_json({"verb": "rotate", "dry_run": True, "scopes": scopes, **steps})
             return
-        would = (
-            "scopes would get a new active key" if self.keys is None else "keys would be marked compromised"
-        )
-        typer.echo(f"{scopes:,} {would}")
+        if self.keys is None:
+            typer.echo(f"{counted(scopes, 'scope')} would get a new active key")
+        else:
+            typer.echo(f"{counted(scopes, 'key')} would be marked compromised")
         for result in self.steps.values():
-            typer.echo("beside what is under these active keys now:")
+            typer.echo("In addition to the items under the keys that are active now:")
             print_reencrypted(result, dry_run=True)
 
     def _count_scopes(self) -> int:
@@ -265,19 +288,21 @@ class _Run:
             return
         if step == "rotate":
             print_failures(result.failures)
-            did = "scopes have a new active key" if self.keys is None else "keys are marked compromised"
-            typer.echo(f"{result.done:,} {did}, {result.failed:,} failed")
+            did = "Scopes with a new active key" if self.keys is None else "Keys marked compromised"
+            typer.echo(f"{did}: {result.done:,}. Failed: {result.failed:,}.")
         elif step == "reencrypt":
-            print_reencrypted(result, dry_run=False)
+            now = self.seal.key_store.now()
+            print_reencrypted(result, dry_run=False, now=now, repeats=self.repeats)
         else:
             print_destroyed(result, did="were")
 
-    def _tell(self) -> None:
+    def _finish(self) -> None:
         if self.options.as_json:
             print_json(self._as_json())
         elif self.retire_after is not None:
-            moment = time_text(self.retire_after)
-            typer.echo(f"`eventseal retire` is worth running from {moment} by the database's clock")
+            now = self.seal.key_store.now()
+            after = f" after {moment(self.retire_after, now)}" if self.retire_after > now else ""
+            typer.echo(f"Next: run `eventseal retire`{after}.")
 
     def _as_json(self) -> dict[str, Any]:
         first, *rest = self.steps

@@ -14,6 +14,7 @@ from eventseal.errors import ConfigurationError, JobError
 from eventseal.rotation.did_you_mean import typed_place
 from eventseal.rotation.row_damage import damaged_row, damaged_rows
 from eventseal.rotation.sealed_store import registered_tables
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +34,9 @@ Examples:
 """
 
 
+_SEE = "See `eventseal set-aside --help` for examples."
+
+
 @with_options("yes", "dry_run")
 def set_aside_rows(
     options: Options,
@@ -41,23 +45,26 @@ def set_aside_rows(
     sequence: SequenceId = None,
     position: Position = None,
     every_damaged_row: Annotated[
-        bool, typer.Option("--every-damaged-row", help="In place of one row: all of the table that fail.")
+        bool, typer.Option("--every-damaged-row", help="Instead of one row: all damaged rows of the table.")
     ] = False,
     reason: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Why nothing can save the rows. The ledger keeps it.")
+        str | None,
+        typer.Option(metavar="TEXT", help="Why the rows cannot be repaired. The ledger keeps it."),
     ] = None,
     undo: Annotated[
-        bool, typer.Option("--undo", help="Withdraw it, for one row or for all of the table.")
+        bool, typer.Option("--undo", help="Withdraw the entry for one row, or for all rows of the table.")
     ] = False,
-    listed: Annotated[bool, typer.Option("--list", help="Show what is set aside.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Show the rows that are set aside.")] = False,
 ) -> None:
     """
-    Accept damaged rows that nothing can save, so that `verify` passes again.
+    Accept damaged rows that no backup has, so that `verify` passes again.
 
-    First restore what a backup has. Then this writes into the erasure ledger which
-    rows are lost, and why. It opens each row first, and refuses one that opens, or
-    that may be sound because only a key or a KMS is missing. Only exactly these
-    rows are excused: one that is changed or deleted fails again. Readers get the
+    First run `eventseal repair` to restore the rows that a backup has. Then this
+    command records in the erasure ledger which rows are lost, and why.
+
+    It opens each row first. It refuses a row that opens, and a row that may be
+    undamaged because only a key or a KMS is missing. Only exactly these rows are
+    excused: a row that is changed or deleted later fails again. Readers get the
     same error as before.
     """
     place = _place(sequence, position)
@@ -76,7 +83,9 @@ def _place(sequence: str | None, position: str | None) -> tuple[str, str] | None
     if sequence is None and position is None:
         return None
     if sequence is None or position is None:
-        raise ConfigurationError("a row takes all three: --table, --sequence and --position")
+        raise ConfigurationError(
+            "a row needs all three options: --table, --sequence and --position", remedy=_SEE
+        )
     return sequence, position
 
 
@@ -89,25 +98,24 @@ def _refuse(
     undo: bool,
     listed: bool,
 ) -> None:
-    """Refuse words that say nothing together."""
-    see = "See `eventseal set-aside --help` for examples."
+    """Refuse options that exclude or miss each other."""
     if listed and (undo or every or reason is not None or place is not None):
-        raise ConfigurationError("--list takes --table and nothing else", remedy=see)
+        raise ConfigurationError("--list accepts only --table", remedy=_SEE)
     if listed:
         return
     if table is None:
-        raise ConfigurationError("name the table: --table", remedy=see)
+        raise ConfigurationError("--table is missing", remedy=_SEE)
     if undo and (every or reason is not None):
-        raise ConfigurationError("--undo excludes --every-damaged-row and --reason", remedy=see)
+        raise ConfigurationError("--undo excludes --every-damaged-row and --reason", remedy=_SEE)
     if undo:
         return
     if every == (place is not None):
         raise ConfigurationError(
-            "name one row by --sequence and --position, or all by --every-damaged-row", remedy=see
+            "set-aside needs one row (--sequence and --position) or --every-damaged-row", remedy=_SEE
         )
     if reason is None:
         raise ConfigurationError(
-            "say why nothing can save the rows: --reason",
+            "--reason is missing: the ledger records why the rows cannot be repaired",
             remedy='Add it, such as --reason "disk failure, no backup".',
         )
 
@@ -123,14 +131,14 @@ def _set_aside(options: Options, seal: EventSeal, found: DamagedRows, reason: st
     if found.rows and not options.as_json:
         print_failures([row.failure(row.error) for row in found.rows])
     if found.rows and not options.dry_run:
-        confirm(options, f"{_rows(len(found.rows))} about to be set aside as lost.")
+        confirm(options, f"{counted(len(found.rows), 'row is', 'rows are')} about to be set aside as lost.")
     result = set_aside(seal, found, reason=reason, dry_run=options.dry_run)
 
     def show() -> None:
         print_failures(result.failures)
-        did = "would be" if options.dry_run else "were"
-        already = f", {found.already:,} were before" * bool(found.already)
-        typer.echo(f"{result.done:,} rows {did} set aside{already}, {result.failed:,} failed")
+        did = "Rows that would be set aside" if options.dry_run else "Rows set aside"
+        already = f" Set aside before: {found.already:,}." * bool(found.already)
+        typer.echo(f"{did}: {result.done:,}.{already} Failed: {result.failed:,}.")
 
     report(options, result, show)
 
@@ -140,19 +148,24 @@ def _undo(options: Options, seal: EventSeal, table: str, place: tuple[str, str] 
     if place is not None:
         rows = _at(seal, table, place, rows)
     if not rows:
-        raise JobError(f"no such row of {table} is set aside", remedy="List them: eventseal set-aside --list")
+        raise JobError(
+            f"no such row of {table} is set aside",
+            remedy="List the rows that are set aside: eventseal set-aside --list",
+        )
     if not options.as_json:
         print_rows_set_aside(rows)
     if not options.dry_run:
-        confirm(options, f"{_rows(len(rows))} about to be failures again, unless they open.")
+        still = counted(len(rows), "row is", "rows are")
+        confirm(options, f"{still} about to count as failed again, if still damaged.")
     result = withdraw(seal, rows, dry_run=options.dry_run)
-    did = "would be" if options.dry_run else "were"
-    report(options, result, lambda: typer.echo(f"{result.done:,} rows {did} withdrawn"))
+    did = "Rows that would no longer be set aside" if options.dry_run else "Rows no longer set aside"
+    report(options, result, lambda: typer.echo(f"{did}: {result.done:,}"))
 
 
 def _at(seal: EventSeal, table: str, place: tuple[str, str], rows: Sequence[SetAside]) -> list[SetAside]:
-    """Find the row at a place that is written as `verify` writes it, or else as `set-aside` reads it."""
-    # Only an edit makes some places, and the table may be gone: then what `verify` wrote is all there is.
+    """Find the row at a place, as `verify` or `set-aside` writes places."""
+    # Some places exist only after an edit, and the table may be deleted. Then only the text of `verify` can
+    # name the row.
     written = [row for row in rows if tuple(row.row.values()) == place]
     if written:
         return written
@@ -166,8 +179,4 @@ def _show(options: Options, rows: Sequence[SetAside]) -> None:
         print_json({"verb": "set-aside", "set_aside": [row.to_json() for row in rows]})
         return
     print_rows_set_aside(rows)
-    typer.echo(f"{len(rows):,} rows are set aside")
-
-
-def _rows(count: int) -> str:
-    return "1 row is" if count == 1 else f"{count:,} rows are"
+    typer.echo(f"{counted(len(rows), 'row is', 'rows are')} set aside")

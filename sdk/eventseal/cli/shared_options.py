@@ -1,4 +1,4 @@
-"""The options that commands share, each declared once, and the store that they name."""
+"""The options that commands share, and the store that they name."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from uuid import UUID
 import typer
 from typer.core import TyperGroup
 
+from eventseal.cli.output import name_key_files
 from eventseal.configuration import EventSeal, load_settings
-from eventseal.configuration.assembly import Stores, record_classes
-from eventseal.errors import ConfigurationError, StoreUnavailableError
+from eventseal.configuration.assembly import Stores, missing_file, record_classes
+from eventseal.errors import ConfigurationError
 from eventseal.items.event_modules import EventModules
 
 if TYPE_CHECKING:
@@ -26,11 +27,14 @@ if TYPE_CHECKING:
 Config = Annotated[
     Path | None,
     typer.Option(
-        "--config", metavar="FILE", help="The settings file; wins over EVENTSEAL_CONFIG.", show_default=False
+        "--config",
+        metavar="FILE",
+        help="The settings file. It wins over EVENTSEAL_CONFIG.",
+        show_default=False,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Proceed without a question.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, then exit.")]
 _GLOBAL: dict[str, tuple[Any, object]] = {
     "config": (Config, None),
@@ -41,7 +45,7 @@ _GLOBAL: dict[str, tuple[Any, object]] = {
 
 Tables = Annotated[
     list[str] | None,
-    typer.Option("--table", metavar="TABLE", help="Only this registered table; several times."),
+    typer.Option("--table", metavar="TABLE", help="Only this registered table. Repeatable."),
 ]
 SequenceId = Annotated[
     str | None, typer.Option("--sequence", metavar="ID", help="The row's sequence id.", show_default=False)
@@ -51,14 +55,14 @@ Position = Annotated[
     typer.Option("--position", metavar="POSITION", help="The row's position.", show_default=False),
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, max=256, help="Processes that share the work.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Items in a transaction at most.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="The most items in a transaction.")]
 Rate = Annotated[
     float | None,
-    typer.Option("--items-per-second", metavar="RATE", help="Not faster than this, all workers together."),
+    typer.Option("--items-per-second", metavar="RATE", help="The highest speed of all workers together."),
 ]
 ResumedJob = Annotated[
     UUID | None,
-    typer.Option("--resume", metavar="JOB", help="Continue this job; `status` lists them."),
+    typer.Option("--resume", metavar="JOB", help="Continue this job. `eventseal status` lists jobs."),
 ]
 
 
@@ -69,9 +73,9 @@ class Options:
 
     Attributes:
         config: The settings file, if one was named.
-        as_json: Whether standard output takes JSON and nothing else.
-        yes: Whether nothing is asked.
-        dry_run: Whether nothing is changed.
+        as_json: Whether standard output gets only JSON.
+        yes: Whether the run proceeds without a question.
+        dry_run: Whether the run changes nothing.
     """
 
     config: Path | None = None
@@ -84,9 +88,10 @@ class Options:
         Read the settings, and import their record classes.
 
         Raises:
-            ConfigurationError: A setting is missing or wrong, or a class is not there.
+            ConfigurationError: A setting is missing or wrong, or a class does not exist.
         """
         settings = load_settings(self.config)
+        name_key_files(settings.kms_key)
         load_modules(tables=settings.tables)
         return settings
 
@@ -95,7 +100,7 @@ class Options:
         Open the databases alone, without any KEK.
 
         Raises:
-            StoreUnavailableError: A SQLite file is not there; connecting would create an empty one.
+            StoreUnavailableError: A SQLite file does not exist. Connecting would create an empty one.
         """
         return _present(Stores(self.settings()))
 
@@ -104,11 +109,11 @@ class Options:
         Open the databases and the keys.
 
         Args:
-            event_modules: Whether the application's event modules are needed, and imported.
+            event_modules: Whether to import the application's event modules.
 
         Raises:
-            ConfigurationError: A module is not there.
-            StoreUnavailableError: A SQLite file is not there; connecting would create an empty one.
+            ConfigurationError: A module does not exist.
+            StoreUnavailableError: A SQLite file does not exist. Connecting would create an empty one.
         """
         settings = self.settings()
         if event_modules:
@@ -119,34 +124,32 @@ class Options:
 
 
 def opened_in_worker(config: Path | None, *, event_modules: bool = False) -> EventSeal:
-    """Open the databases and the keys in a process that shares the work; see :meth:`Options.open_seal`."""
+    """Open the databases and the keys in a worker process."""
     return Options(config=config).open_seal(event_modules=event_modules)
 
 
 def _present(stores: Stores) -> Stores:
     if not stores.are_present():
-        raise StoreUnavailableError(
-            "the SQLite file that store_url or key_store_url names is not there",
-            remedy="Correct the setting, or run `eventseal init`, which creates the file.",
-        )
+        raise missing_file()
     return stores
 
 
 def with_options(*more: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """
-    Give a command the global options, as its first argument.
+    Pass the global options to a command, as its first argument.
 
-    Each counts before the command, too. After it, every command takes ``--config`` and ``--json``.
+    A global option can come before the command or after it. Every command accepts ``--config`` and ``--json``
+    after it.
 
     Args:
-        more: Which others it takes there: ``yes``, ``dry_run``.
+        more: The other options that the command accepts after it: ``yes``, ``dry_run``.
     """
     names = ("config", "as_json", *more)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def run(context: typer.Context, **given: Any) -> None:
-            behind = {name: value for name in names if (value := given.pop(name))}
-            command(replace(context.obj or Options(), **behind), **given)
+            after = {name: value for name in names if (value := given.pop(name))}
+            command(replace(context.obj or Options(), **after), **given)
 
         # Typer reads the options of a command from its signature.
         (_, *own) = inspect.signature(command, eval_str=True).parameters.values()
@@ -170,13 +173,13 @@ def with_options(*more: str) -> Callable[[Callable[..., None]], Callable[..., No
 
 def command_group(name: str, says: str, examples: str, *, kind: type[TyperGroup] = TyperGroup) -> typer.Typer:
     """
-    Create a command that has commands of its own.
+    Create a command that has subcommands.
 
     Args:
-        name: As it is typed.
-        says: Its help.
-        examples: Shown below its help.
-        kind: How it finds and runs them.
+        name: The command's name.
+        says: The help text.
+        examples: The examples below the help text.
+        kind: The class that finds and runs the subcommands.
     """
     return typer.Typer(
         name=name,
@@ -193,28 +196,32 @@ def command_group(name: str, says: str, examples: str, *, kind: type[TyperGroup]
 
 def pairs(option: str, given: Sequence[str] | None, *, example: str) -> dict[str, str]:
     """
-    Read the values of an option that takes a name and a value with = between them.
+    Read the values of an option whose values have the form NAME=VALUE.
 
     Args:
-        option: Its name.
-        given: As often as it was given.
-        example: A value that would do.
+        option: The option's name.
+        given: The values, in the order in which they were given.
+        example: A valid value, for the error message.
 
     Raises:
-        ConfigurationError: One of the two is missing.
+        ConfigurationError: A name or a value is missing.
     """
     found = [pair.partition("=") for pair in given or ()]
     if any(not (name and separator and value) for name, separator, value in found):
-        raise ConfigurationError(f"{option} takes two names with = between them, such as {example}")
+        raise ConfigurationError(
+            f"{option} needs two names with = between them",
+            remedy=f"Write the option as in this example: {option} {example}",
+        )
     return {name: value for name, _, value in found}
 
 
 @contextmanager
 def working_directory_last() -> Iterator[None]:
     """
-    Let modules be found in the working directory, after all other places, while the block runs.
+    Search the working directory for modules last, while the block runs.
 
-    Not longer: an attacker who can write there could put a module in place of an optional package.
+    The directory is searched no longer than that: an attacker who can write to it could provide a module in
+    place of an optional package.
     """
     here = str(Path.cwd())
     if here in sys.path or "" in sys.path:  # `python -m eventseal`
@@ -229,10 +236,10 @@ def working_directory_last() -> Iterator[None]:
 
 def load_modules(*, tables: Sequence[str] = (), event_modules: Sequence[str] = ()) -> None:
     """
-    Import the application's modules that the settings of these names list.
+    Import the application's modules from the settings of these names.
 
     Raises:
-        ConfigurationError: A module or a class is not there.
+        ConfigurationError: A module or a class does not exist.
     """
     with working_directory_last():
         record_classes(tables)

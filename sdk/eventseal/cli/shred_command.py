@@ -22,6 +22,7 @@ from eventseal.erasure import shred as shred_scope
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE
 from eventseal.rotation.did_you_mean import refuse_unknown_scopes
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,44 +42,48 @@ Examples:
   eventseal reopen subject:customer-42
 """
 
-_RECEIPT_AGAIN = "Run it again with another file: shredding a shredded scope gives a receipt, too."
+_RECEIPT_AGAIN = "Run the command again with another file: a shredded scope gives a receipt too."
 
 
 @with_options("yes", "dry_run")
 def shred(
     options: Options,
-    scope: Annotated[str, typer.Argument(metavar="SCOPE", help="Whose keys, such as subject:customer-42.")],
+    scope: Annotated[str, typer.Argument(metavar="SCOPE", help="The scope, such as subject:customer-42.")],
     *,
     receipt: ReceiptFile = None,
     destroy_application_items: Annotated[
         bool,
         typer.Option(
             "--destroy-application-items",
-            help="Allow the scope application: every item for which no other scope was chosen.",
+            help="Allow the scope application, which holds every event without its own scope.",
         ),
     ] = False,
     restorable_without_ledger: Annotated[
         bool,
         typer.Option(
             "--restorable-without-ledger",
-            help="Shred although no ledger is configured: a restored backup undoes it, and nobody can tell.",
+            help="Shred without a ledger: a restored backup undoes it, and EventSeal cannot detect that.",
         ),
     ] = False,
 ) -> None:
     """
-    Destroy every key of a scope for good, so that nothing of it opens again.
+    Destroy every key of a scope, so its items never open again.
 
-    The ledger is told first; if it cannot be written, nothing is destroyed. The
-    scope is closed until `eventseal reopen`. It asks before it destroys; --dry-run
-    shows the keys, and the items by table. Interrupted, it is run again.
+    The destruction is permanent. The ledger is written first. If it cannot be
+    written, nothing is destroyed. The scope stays closed until `eventseal reopen`.
+
+    It asks before it destroys keys. --dry-run shows the keys, and the items for
+    each table. If a run is interrupted, run it again.
     """
     with options.open_seal() as seal:
         _refuse(seal, scope, receipt, even_application=destroy_application_items)
         if seal.ledger is None and not restorable_without_ledger and not options.dry_run:
             raise ConfigurationError(
-                "no ledger is configured: a restored backup would bring the keys back, unnoticed",
-                remedy="Name a file or a database outside of the keys': `ledger` in eventseal.toml, or "
-                "EVENTSEAL_LEDGER. To shred all the same: --restorable-without-ledger",
+                "no erasure ledger is configured: a restored backup would bring the keys back, unnoticed. "
+                "Nothing was destroyed",
+                remedy="Add a ledger outside of the keys' database: a line in eventseal.toml, such as "
+                'ledger = "erasures.jsonl", or EVENTSEAL_LEDGER. Then run `eventseal init`. To shred without '
+                "a ledger, pass --restorable-without-ledger.",
             )
         would = shred_scope(seal, scope, destroy_application_items=destroy_application_items, dry_run=True)
         if options.dry_run:
@@ -87,45 +92,52 @@ def shred(
         confirm(options, _sentence(scope, would), show=lambda: _print(scope, would, dry_run=True))
         result = shred_scope(seal, scope, destroy_application_items=destroy_application_items)
     show_result(options, result, lambda: _print(scope, result, dry_run=False))
-    write_receipt(receipt, result.receipt, done="all is shredded", remedy=_RECEIPT_AGAIN)
+    write_receipt(receipt, result.receipt, done="the scope is shredded", remedy=_RECEIPT_AGAIN)
     exit_by(result)
 
 
 @with_options("yes")
 def reopen(
     options: Options,
-    scope: Annotated[str, typer.Argument(metavar="SCOPE", help="One that was shredded.")],
+    scope: Annotated[str, typer.Argument(metavar="SCOPE", help="A scope that was shredded.")],
 ) -> None:
     """
-    Let a scope that was shredded have keys again. What was shredded stays so.
+    Let a shredded scope have keys again. Its erased items stay erased.
 
-    The ledger is told, so that what is sealed from now on outlives a restore.
+    The ledger records it, so that new items of the scope survive a restore.
     """
-    if options.dry_run:  # given before the command, where every command takes it
-        raise ConfigurationError("reopen has no dry run: it destroys nothing", remedy="Leave out --dry-run.")
+    if options.dry_run:  # given before the command, where every command accepts it
+        raise ConfigurationError(
+            "reopen has no --dry-run, because it destroys nothing", remedy="Leave out --dry-run."
+        )
     with options.open_seal() as seal:
         _refuse_unknown_scope(seal, scope)
         result = reopen_scope(seal, scope)
-    did = "is open again" if result.done else "was open"
-    report(options, result, lambda: typer.echo(f"scope {printable(scope)} {did}"))
+    did = "is open again" if result.done else "was open already"
+    report(options, result, lambda: typer.echo(f"Scope {printable(scope)} {did}."))
 
 
 def _refuse(seal: EventSeal, scope: str, receipt: Path | None, *, even_application: bool) -> None:
-    """Refuse what is wrong before anything is destroyed."""
+    """Refuse wrong arguments before anything is destroyed."""
     if scope == DEFAULT_SCOPE and not even_application:
         raise JobError(
-            f"the scope {scope} is everybody's: every item for which no other scope was chosen",
-            remedy="Name the scope of a subject or a tenant. If really all is meant: "
-            "--destroy-application-items",
+            f"Refused: scope `{scope}` holds every event without its own scope. Shredding it erases "
+            "them all.",
+            remedy="Pass the scope of a subject or a tenant. To erase all these events, add "
+            "--destroy-application-items.",
         )
     refuse_receipt_file(receipt)
     if receipt is not None and seal.ledger is None:
-        raise ConfigurationError("there is no receipt without a ledger, and none is configured")
+        raise ConfigurationError(
+            "a receipt needs an erasure ledger, and none is configured",
+            remedy='Add a line to eventseal.toml, such as ledger = "erasures.jsonl", then run `eventseal '
+            "init`. Or leave --receipt out.",
+        )
     _refuse_unknown_scope(seal, scope)
 
 
 def _refuse_unknown_scope(seal: EventSeal, scope: str) -> None:
-    """Refuse a scope that has no keys, without a guess which one was meant: nobody is to shred that."""
+    """Refuse a scope without keys. Suggest no other scope, so that nobody shreds the wrong one."""
     refuse_unknown_scopes(
         seal.datastore,
         seal.settings.application,
@@ -137,9 +149,10 @@ def _refuse_unknown_scope(seal: EventSeal, scope: str) -> None:
 
 def _sentence(scope: str, would: ShredResult) -> str:
     items = sum(counts["erased"] for counts in would.by_table.values())
+    keys = counted(would.done, "key is", "keys are")
     return (
-        f"{would.done:,} keys of scope {printable(scope)} are about to be destroyed for good; "
-        f"{items:,} items name keys of it, beside the fields that are sealed inside of others."
+        f"Scope {printable(scope)}: {keys} about to be destroyed permanently. "
+        f"{counted(items, 'item')} and the encrypted fields of this scope become unreadable."
     )
 
 
@@ -150,8 +163,9 @@ def _print(scope: str, result: ShredResult, *, dry_run: bool) -> None:
         tables = result.by_table.items()
         print_columns(("TABLE", "ITEMS"), [(table, counts["erased"]) for table, counts in tables])
     print_failures(result.failures)
-    did = "would be" if dry_run else "were"
-    typer.echo(f"{result.done:,} keys of scope {printable(scope)} {did} destroyed")
+    did = "Keys that would be destroyed" if dry_run else "Keys destroyed"
+    typer.echo(f"Scope {printable(scope)}. {did}: {result.done:,}.")
     if result.receipt is not None:
-        told = result.receipt
-        typer.echo(f"{printable(told.ledger)}: entries {told.intent_entry} and {told.done_entry}")
+        recorded = result.receipt
+        entries = f"entries {recorded.intent_entry} and {recorded.done_entry}"
+        typer.echo(f"Recorded in {printable(recorded.ledger)}, {entries}.")

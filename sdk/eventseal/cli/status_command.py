@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import shlex
 from contextlib import closing
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from eventseal.cli.exits import ExitCode
-from eventseal.cli.output import print_columns, print_json, print_rows_set_aside, printable, time_text
+from eventseal.cli.output import (
+    print_columns,
+    print_json,
+    print_rows_set_aside,
+    printable,
+    time_shown,
+    time_text,
+    verbatim,
+)
 from eventseal.cli.shared_options import Options, with_options
 from eventseal.configuration.assembly import configured_ledger, rotation_policy
 from eventseal.erasure.ledger.entries import INTENT
@@ -17,6 +26,7 @@ from eventseal.erasure.setting_aside import unverified_rows
 from eventseal.rotation.jobs.jobs import verb_of
 from eventseal.rotation.rewrapping import KekReport
 from eventseal.rotation.status.application_status import status as read_status
+from eventseal.wording import moment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,12 +46,14 @@ def status(
     options: Options,
 ) -> None:
     """
-    Tell where keys, items and jobs stand, and what is worth running next.
+    Show the state of keys, items and jobs, and the next commands.
 
-    It reads the tables and needs no KEK. Keys are counted by purpose, by the kind
-    of their scope (what stands before the colon) and by state, items by the state
-    of their keys, wrappings by KEK and version. It exits with 1 if items cannot be
-    read or rows were edited, as far as that shows without a key: `verify` opens all.
+    It reads the tables and needs no KMS key. It counts keys by purpose, by the kind
+    of their scope (the part before the colon) and by state. It counts items by the
+    state of their keys, and wrappings by KMS key and version.
+
+    The exit code is 1 if items cannot be read or rows were edited, as far as that
+    is visible without a key. To open every item, run `eventseal verify`.
     """
     with closing(options.open_stores()) as stores:
         ledger = configured_ledger(stores.settings)
@@ -67,7 +79,7 @@ def status(
 
 
 def _open_intents(ledger: Ledger, application: str) -> list[dict[str, Any]]:
-    """Read the shreds that were begun and are not done, as the ledger says; no KEK verifies it here."""
+    """Read the unfinished shreds from the ledger, which is not verified."""
     entries = ledger.unverified_open_entries(application, INTENT)
     return [{"entry": entry.number, "scope": entry.scope, "at": time_text(entry.at)} for entry in entries]
 
@@ -123,7 +135,7 @@ def _print(found: Status) -> None:
     ]
     _print_table(("TABLE", "KEYS ARE", "ITEMS"), counts)
     keks = [(use.kek_uri, use.kek_version or "", use.wrappings, use.verified) for use in found.keks]
-    _print_table(("KEK", "VERSION", "WRAPPINGS", "VERIFIED"), keks)
+    _print_table(("KMS KEY", "VERSION", "WRAPPINGS", "VERIFIED"), keks)
     jobs = [
         (
             str(job_status.job.job_id),
@@ -131,14 +143,14 @@ def _print(found: Status) -> None:
             job_status.job.state,
             job_status.done,
             job_status.job.total,
-            time_text(job_status.job.updated_at),
+            time_shown(job_status.job.updated_at),
         )
         for job_status in found.jobs
     ]
     for problem in found.edited:
-        typer.echo(f"{printable(str(problem))}\n  {printable(problem.remedy)}\n")
+        typer.echo(f"{printable(str(problem))}\n  {verbatim(problem.remedy)}\n")
     _print_table(("JOB", "VERB", "STATE", "DONE", "OF", "LAST SEEN"), jobs)
-    _print_next(found.next_steps)
+    _print_next(found)
 
 
 def _print_table(heading: Sequence[str], rows: Sequence[Sequence[str | int]]) -> None:
@@ -150,14 +162,15 @@ def _print_table(heading: Sequence[str], rows: Sequence[Sequence[str | int]]) ->
 def _print_intents(intents: Sequence[dict[str, Any]]) -> None:
     for intent in intents:
         scope = printable(str(intent["scope"]))
+        begun = moment(datetime.fromisoformat(intent["at"]))
         typer.echo(
-            f"a shred was begun at {intent['at']} and is not done: eventseal shred {shlex.quote(scope)}"
+            f"A shred began at {begun} and is not done. Next: run `eventseal shred {shlex.quote(scope)}`."
         )
 
 
-def _print_next(steps: Sequence[Advice]) -> None:
-    if not steps:
-        typer.echo("nothing is worth running now")
-    for advice in steps:
-        when = "now" if advice.after is None else f"from {time_text(advice.after)}"
-        typer.echo(f"worth running {when}: {printable(advice.command)}\n  {printable(advice.reason)}")
+def _print_next(found: Status) -> None:
+    if not found.next_steps:
+        typer.echo("No command needs to run now.")
+    for advice in found.next_steps:
+        after = "" if advice.after is None else f" after {moment(advice.after, found.now)}"
+        typer.echo(f"Next: run `{verbatim(advice.command)}`{after}.\n  {printable(advice.reason)}")

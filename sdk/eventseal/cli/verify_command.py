@@ -30,6 +30,7 @@ from eventseal.errors import ConfigurationError
 from eventseal.rotation import verify as verify_store
 from eventseal.rotation.item_checks import FORMER, OUTCOMES
 from eventseal.rotation.set_aside_rows import SET_ASIDE
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,34 +56,39 @@ def verify(
     *,
     table: Tables = None,
     sample: Annotated[
-        float, typer.Option(metavar="SHARE", help="The share of the items to open, at random: 0.01 for 1 %.")
+        float, typer.Option(metavar="SHARE", help="Open only this random share of the items: 0.01 for 1 %.")
     ] = 1.0,
     workers: Workers = 1,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keep how far it is in this file; if it is there, go on from it."),
+        typer.Option(metavar="FILE", help="Keep the progress in this file. If it exists, continue from it."),
     ] = None,
     receipt: ReceiptFile = None,
     after_restore: Annotated[
         bool,
-        typer.Option("--after-restore", help="Instead, shred again what a restore of the keys brought back."),
+        typer.Option("--after-restore", help="Instead, shred the keys again that a restore brought back."),
     ] = False,
 ) -> None:
     """
-    Open every item of every registered table, and count.
+    Open every item of every registered table, and count the results.
+
+    It checks every data key, and every encrypted field inside of items. An item
+    that is not encrypted fails, unless always_encrypt is false or its migration has
+    begun.
 
     It changes nothing, except with --after-restore: that compares the key tables
-    with the erasure ledger, shows what a restore has undone, asks, and shreds it
-    again. Every data key is checked, and every field inside of items. An item that
-    is not encrypted fails, unless always_encrypt is false or its migration has
-    begun. The exit code is 1 if anything fails. An outage of the KMS or the
-    database is 3, and says nothing about items. A KEK that is missing is 2.
+    with the erasure ledger. It shows the erasures that a restore has undone, asks,
+    and shreds these keys again.
+
+    The exit code is 1 if anything fails, and 2 if a KMS key is missing. It is 3 if
+    the KMS or the database is unavailable, which says nothing about items.
     """
     if after_restore:
         if table or sample != 1.0 or workers != 1 or resume or receipt:
             raise ConfigurationError(
-                "--after-restore looks at all keys: it excludes --table, --sample, --workers, --resume and "
-                "--receipt"
+                "--after-restore checks all keys: it excludes --table, --sample, --workers, --resume and "
+                "--receipt",
+                remedy="Leave the other options out.",
             )
         with options.open_seal() as seal:
             _shred_after_restore(options, seal)
@@ -114,19 +120,19 @@ def verify(
         if receipt is not None:
             written = VerifyReceipt.of(seal, result)
             write_receipt(
-                receipt, written, done="all was verified", remedy="Name another file, and run it again."
+                receipt, written, done="the verification ended", remedy="Run it again with another file."
             )
     if state is not None:
         state.remove()
     exit_by(result)
 
 
-_AGAIN = "Run it again. To continue an interrupted run instead, name a file: --resume FILE"
-_RESUME = "Run the same command again: it goes on from {file}."
+_AGAIN = "Run it again from the start. To be able to continue an interrupted run, pass --resume FILE."
+_RESUME = "Run the same command again. It continues from {file}."
 
 
 def _share(result: JobResult, sample: float) -> tuple[int, int]:
-    """How many items were looked at, and of how many."""
+    """Return how many items were opened, and the total."""
     counts = result.by_table.values()
     looked_at = sum(count for table in counts for outcome, count in table.items() if outcome != "left")
     return looked_at, max(looked_at, round((looked_at + result.left) * sample))
@@ -135,28 +141,28 @@ def _share(result: JobResult, sample: float) -> tuple[int, int]:
 def _print(result: JobResult) -> None:
     print_counts(result, OUTCOMES)
     print_failures(result.failures)
-    keys = f"under {len(result.by_key):,} keys"
+    opened = f"Opened {counted(result.done, 'item')} under {counted(len(result.by_key), 'key')}"
     erased = sum(counts["erased"] for counts in result.by_table.values())
-    beside = f"{erased:,} were erased, " if erased else ""
-    typer.echo(
-        f"{result.done:,} items opened {keys} in {result.seconds:.1f} s, {beside}{result.failed:,} failed"
-    )
+    others = f" Erased: {erased:,}." if erased else ""
+    typer.echo(f"{opened} in {result.seconds:.1f} s.{others} Failed: {result.failed:,}.")
     aside = sum(counts.get(SET_ASIDE, 0) for counts in result.by_table.values())
     if aside:
-        typer.echo(f"{aside:,} damaged rows are set aside: see `eventseal set-aside --list`")
+        rows = counted(aside, "damaged row is", "damaged rows are")
+        typer.echo(f"{rows} set aside. To list them: eventseal set-aside --list")
     former = sum(counts.get(FORMER, 0) for counts in result.by_table.values())
     if former:
-        typer.echo(
-            f"{former:,} of them are bound to a former collection of their table: see `eventseal doctor`"
-        )
+        items = counted(former, "opened item is", "opened items are")
+        typer.echo(f"{items} bound to a former collection of the table. Next: eventseal doctor")
 
 
 class StateFile:
     """
-    The file of ``--resume``: how far a run is. What it says is authenticated elsewhere.
+    The file of ``--resume``, which keeps the progress of a run.
+
+    Other code authenticates its content.
 
     Args:
-        path: Of the file, whose folder must exist.
+        path: The path of the file. Its directory must exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -164,13 +170,16 @@ class StateFile:
 
     def read(self) -> dict[str, Any] | None:
         """
-        Give what was kept; ``None`` if there is no such file.
+        Return the stored state, or ``None`` if the file does not exist.
 
         Raises:
-            ConfigurationError: The file holds no state, or cannot be read, or its folder is not there.
+            ConfigurationError: The file holds no state or cannot be read, or its directory does not exist.
         """
         if not self.path.parent.is_dir():
-            raise ConfigurationError(f"there is no folder {self.path.parent} for {self.path.name}")
+            raise ConfigurationError(
+                f"there is no directory {self.path.parent} for {self.path.name}",
+                remedy="Create it, or name another file.",
+            )
         try:
             stored = json.loads(self.path.read_bytes())
         except FileNotFoundError:
@@ -181,17 +190,17 @@ class StateFile:
             stored = None
         if not isinstance(stored, dict):
             raise ConfigurationError(
-                f"{self.path} does not hold how far a run was",
-                remedy="Name another file, or delete this one.",
+                f"{self.path} does not hold the progress of a run",
+                remedy="Pass another file, or delete this one.",
             )
         return stored
 
     def keep(self, state: Mapping[str, Any]) -> None:
         """
-        Put a state in the place of the last one, for its owner alone to read.
+        Replace the stored state. Only its owner can read it.
 
         Raises:
-            ConfigurationError: It cannot be written; the last state stays.
+            ConfigurationError: The file cannot be written. The last state stays.
         """
         try:
             descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
@@ -211,7 +220,7 @@ class StateFile:
 
 
 def _shred_after_restore(options: Options, seal: EventSeal) -> None:
-    """Show what a restore has undone, ask, and shred it again."""
+    """Show the erasures that a restore has undone, ask, and shred again."""
     with shown_progress("after-restore", "entries") as progress:
         would = shred_again(seal, dry_run=True, progress=progress)
     if options.dry_run or not would.scopes:
@@ -221,8 +230,8 @@ def _shred_after_restore(options: Options, seal: EventSeal) -> None:
         _print_scopes(would)
     confirm(
         options,
-        f"In {len(would.scopes):,} scopes {would.done:,} keys are about to be destroyed again, or have their "
-        "tombstones put back.",
+        f"{counted(would.done, 'key')} in {counted(len(would.scopes), 'scope')} will be destroyed "
+        "again, or get the lost tombstones back.",
     )
     with shown_progress("after-restore", "entries") as progress:
         result = shred_again(seal, progress=progress)
@@ -233,13 +242,13 @@ def _print_restored(result: RestoreResult, *, dry_run: bool) -> None:
     if dry_run:
         _print_scopes(result)
     print_failures(result.failures)
-    typer.echo(f"{result.entries:,} entries of the ledger were verified")
+    typer.echo(f"Entries of the ledger that were verified: {result.entries:,}")
     if not result.scopes:
-        typer.echo("all that it says was shredded is gone")
+        typer.echo("Every erasure in the ledger is in force.")
         return
-    did = "would be" if dry_run else "were"
-    scopes = f"{result.done:,} keys of {len(result.scopes):,} scopes"
-    typer.echo(f"{scopes} {did} destroyed again, {result.failed:,} failed")
+    did = "Keys that would be destroyed again" if dry_run else "Keys destroyed again"
+    scopes = counted(len(result.scopes), "scope")
+    typer.echo(f"{did}: {result.done:,}, in {scopes}. Failed: {result.failed:,}.")
 
 
 def _print_scopes(result: RestoreResult) -> None:
@@ -247,11 +256,11 @@ def _print_scopes(result: RestoreResult) -> None:
         rows = [
             (
                 scope.scope,
-                "begun, not done" if scope.intent_open else "closed" if scope.closed else "reopened",
+                "unfinished" if scope.intent_open else "closed" if scope.closed else "reopened",
                 len(scope.alive),
                 len(scope.lost),
                 len(scope.strangers),
             )
             for scope in result.scopes
         ]
-        print_columns(("SCOPE", "IS", "KEYS BACK", "TOMBSTONES LOST", "UNKNOWN KEYS"), rows)
+        print_columns(("SCOPE", "STATE", "KEYS BACK", "TOMBSTONES LOST", "UNKNOWN KEYS"), rows)

@@ -1,4 +1,4 @@
-"""From settings to working objects: the file, the environment, and what is assembled from them."""
+"""Settings, and the objects that are built from them."""
 
 from eventseal.configuration.assembly import EventSeal
 from eventseal.configuration.loading import load_settings

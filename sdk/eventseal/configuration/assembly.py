@@ -1,4 +1,4 @@
-"""Makes working objects from settings. Making them calls no KMS and reads no database."""
+"""Builds working objects from settings, without calls to a KMS or database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eventseal.configuration.old_formats import configured_formats
 from eventseal.erasure import DatabaseLedger, FileLedger
 from eventseal.erasure.ledger.entries import INTENT
 from eventseal.erasure.setting_aside import rows_in_force
-from eventseal.errors import ConfigurationError, EventSealError
+from eventseal.errors import ConfigurationError, EventSealError, StoreUnavailableError
 from eventseal.items import SequencedItemMapper
 from eventseal.items.acceptance import AcceptedFormats
 from eventseal.items.event_modules import import_listed
@@ -43,21 +43,28 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NO_STORE = """Say where the items are, with a line in eventseal.toml:
+_NEW_PROJECT = (
+    "In a new project, run: eventseal init --kms-key local://dev.key --store-url sqlite:///events.sqlite"
+)
+_NO_STORE = f"""Set the items' database, with a line in eventseal.toml:
     store_url = "sqlite:///events.sqlite"
 or with a variable:
-    EVENTSEAL_STORE_URL=sqlite:///events.sqlite"""
+    EVENTSEAL_STORE_URL=sqlite:///events.sqlite
+{_NEW_PROJECT}"""
 
 
 class Stores:
     """
-    The items' datastore and the key store; no connection is opened until it is needed.
+    The items' datastore and the key store.
+
+    No connection is opened until it is needed.
 
     Args:
-        settings: Name the databases and the record classes.
+        settings: The settings that name the databases and the record classes.
 
     Raises:
-        ConfigurationError: No database is named, a URL is none, or a record class cannot be imported.
+        ConfigurationError: No database is named, a database URL is not valid, or a record class cannot be
+            imported.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -73,12 +80,20 @@ class Stores:
         self.key_store = SQLAlchemyKeyStore(self.datastore)
 
     def are_present(self) -> bool:
-        """Whether there is a database to connect to; taken for granted of all but SQLite's files."""
+        """
+        Check whether every SQLite file exists.
+
+        Any other database is assumed to exist.
+        """
         files = self.datastore.settings.file, self.datastore.key_settings.file
         return all(file is None or file.exists() for file in files)
 
     def are_in_memory(self) -> bool:
-        """Whether a database ends with its connections."""
+        """
+        Check whether a database is in memory.
+
+        It ends with its connections.
+        """
         return self.datastore.settings.in_memory or self.datastore.key_settings.in_memory
 
     def close(self) -> None:
@@ -86,15 +101,24 @@ class Stores:
         self.datastore.close()
 
 
+def missing_file() -> StoreUnavailableError:
+    """Return the error for a SQLite file that does not exist."""
+    return StoreUnavailableError(
+        "the SQLite file that store_url or key_store_url names does not exist",
+        remedy="Correct the setting, or restore the file if it was lost. In a new project, create the file "
+        "with `eventseal init`.",
+    )
+
+
 def record_classes(names: Sequence[str]) -> list[type[Any]]:
     """
     Import record classes.
 
     Args:
-        names: Each as ``module:Class``; the module from Python's path.
+        names: The names of the classes, each as ``module:Class``. Python's path must contain the module.
 
     Raises:
-        ConfigurationError: A module or a class is not there, or importing it fails.
+        ConfigurationError: A module or a class does not exist, or its import fails.
     """
     records: list[type[Any]] = []
     for name in names:
@@ -108,10 +132,12 @@ def record_classes(names: Sequence[str]) -> list[type[Any]]:
 
 def old_database(settings: Settings) -> SQLAlchemySettings:
     """
-    Give the database that old tables are copied from: the items', unless the settings name another one.
+    Return the database from which old tables are copied.
+
+    It is the items' database, unless the settings name another one.
 
     Raises:
-        ConfigurationError: No database is named, or a URL is none.
+        ConfigurationError: No database is named, or its URL is not valid.
     """
     if settings.old_store_url is None:
         return _items_database(settings)
@@ -125,31 +151,32 @@ def _items_database(settings: Settings) -> SQLAlchemySettings:
 
 
 def _made(setting: str, make: Callable[[str], T], secret: SecretStr) -> T:
-    """Make what a setting names; an error names the setting, and never its value."""
+    """Build the object that a setting names. An error names the setting, and never its value."""
     try:
         return make(secret.get_secret_value())
     except ConfigurationError as error:
         message, remedy = str(error), error.remedy
-    # A new error: the first one's traceback has frames with the URL among their locals.
+    # A new error: the traceback of the first one has frames with the URL among their local variables.
     raise ConfigurationError(f"{setting}: {message}", remedy=remedy)
 
 
 DEFAULT_NAME = "erasures.jsonl"
-_APART = "Put the ledger elsewhere, where no restore of the keys sets it back too."
+_APART = "Put the ledger in another place, so that a restore of the keys does not restore an old ledger too."
 
 
 def configured_ledger(settings: Settings) -> Ledger | None:
     """
-    Make the ledger that is configured; nothing is opened or written.
+    Create the configured ledger, without opening or writing it.
 
     Args:
-        settings: Name it as a path or as a URL.
+        settings: The settings, which name the ledger as a path or as a URL.
 
     Returns:
-        ``None`` if none is.
+        The ledger, or ``None`` if the settings name none.
 
     Raises:
-        ConfigurationError: It cannot be one, or would be in a database that holds items or keys.
+        ConfigurationError: The value names no ledger, or the ledger would be in a database that holds items
+            or keys.
     """
     if settings.ledger is None:
         return None
@@ -158,14 +185,16 @@ def configured_ledger(settings: Settings) -> Ledger | None:
 
 def default_ledger(settings: Settings, file: Path) -> str | None:
     """
-    Give the path of a ledger that fits these settings: beside a SQLite store, else beside the settings file.
+    Return the default path of the ledger for new settings.
+
+    It is in the directory of a SQLite store, or else of the settings file.
 
     Args:
-        settings: Those of a new settings file.
-        file: Where that is written.
+        settings: The settings of a new settings file.
+        file: The path of the settings file.
 
     Returns:
-        ``None`` if another application has its ledger there.
+        The path, or ``None`` if another application's ledger has that path.
     """
     folder = file.parent
     url = None if settings.store_url is None else _parsed(settings.store_url)
@@ -187,7 +216,9 @@ def _ledger(settings: Settings, named: str) -> Ledger:
             raise ConfigurationError("it is in the database of the items or the keys", remedy=_APART)
         return ledger
     if not named:
-        raise ConfigurationError("it is empty; it is the path of a file, or the URL of a database")
+        raise ConfigurationError(
+            "it is empty", remedy="Set it to the path of a file, or to the URL of a database."
+        )
     if ("sqlite", str(Path(named).resolve())) in places:
         raise ConfigurationError("it is the database of the items or the keys", remedy=_APART)
     return FileLedger(named)
@@ -202,31 +233,34 @@ def _parsed(url: SecretStr) -> URL | None:
     try:
         return make_url(url.get_secret_value())
     except ArgumentError:
-        return None  # whoever opens it says so
+        return None  # the code that opens the database reports it
 
 
 _COMPRESSIONS: dict[str, Callable[[], Compression]] = {"zstd": EventZstd, "zlib": Zlib, "none": NoCompression}
-_NO_KEK = """Name one, with a line in eventseal.toml:
+_NO_KEK = f"""Set one, with a line in eventseal.toml:
     kms_key = "local:///absolute/path/of/dev.key"
 or with a variable:
     EVENTSEAL_KMS_KEY=local:///absolute/path/of/dev.key
-(`eventseal init` makes that file; in production name a key of a KMS in its place)"""
+In production, name a KMS key instead of a key file.
+{_NEW_PROJECT}"""
 
 
 class EventSeal:
     """
-    A store of sealed items as the settings describe it: its databases, keys, cipher, mapper and ledger.
+    A store of sealed items, built from settings.
 
-    Making one reads no table, calls no KMS and writes nothing: ``eventseal init`` does that, once.
+    It has the databases, the keys, the cipher, the mapper and the ledger. Building it reads no table, calls
+    no KMS and writes nothing: ``eventseal init`` does that, one time.
 
     Args:
-        settings: From :func:`eventseal.configuration.load_settings`.
-        kms: Ready adapters in place of those that ``kms_key`` names.
-        places: What holds sealed items beside the registered tables: the ``place`` of each record strategy of
-            your own.
+        settings: The settings, from :func:`eventseal.configuration.load_settings`.
+        kms: Adapters to use instead of the KMS keys in ``kms_key``.
+        places: Further places of sealed items, in addition to the registered tables: the ``place`` of each
+            record strategy that you wrote.
 
     Raises:
-        ConfigurationError: No KEK or no database is configured, or what is configured cannot be built.
+        ConfigurationError: No KEK or no database is configured, or an object cannot be built from the
+            settings.
     """
 
     def __init__(
@@ -274,10 +308,12 @@ class EventSeal:
     @cached_property
     def accepted_formats(self) -> AcceptedFormats:
         """
-        The older formats that are read beside envelopes, while the registry says that they are accepted.
+        The older formats that are read in addition to envelopes.
+
+        They are read as long as the registry accepts them.
 
         Raises:
-            ConfigurationError: A key of theirs is not where the settings say.
+            ConfigurationError: The key of a format is not in the place that the settings name.
         """
         settings = self.settings
         return AcceptedFormats(
@@ -292,11 +328,12 @@ class EventSeal:
     @classmethod
     def from_settings(cls, path: str | Path | None = None, **overrides: Any) -> Self:
         """
-        Read the settings and assemble.
+        Read the settings and build the store.
 
         Args:
-            path: The settings file; ``None``: ``EVENTSEAL_CONFIG``, else ``eventseal.toml`` if it is there.
-            overrides: Settings by name; they win over the environment, which wins over the file.
+            path: The settings file. If it is ``None``: the file that ``EVENTSEAL_CONFIG`` names, else
+                ``eventseal.toml`` if it exists.
+            overrides: Settings by name. They win over the environment, which wins over the file.
 
         Raises:
             ConfigurationError: A setting is unknown, missing or not allowed.
@@ -306,25 +343,27 @@ class EventSeal:
 
     @property
     def always_encrypt(self) -> bool:
-        """Whether every event is encrypted, and anything else refused."""
+        """Whether every event is encrypted, and plaintext is refused."""
         return self.settings.always_encrypt
 
     @property
     def event_modules(self) -> tuple[str, ...]:
-        """Modules whose classes an unauthenticated item may name."""
+        """The modules whose classes an unauthenticated item may name."""
         return self.settings.event_modules
 
     @property
     def unsealed_tables(self) -> tuple[str, ...]:
-        """Tables that look as if they held sealed items, and do not."""
+        """The tables that look like tables of sealed items, but are not."""
         return self.settings.unsealed_tables
 
     def rows_set_aside(self) -> list[SetAside]:
         """
-        Give the damaged rows that the ledger excuses, verified; none without a ledger.
+        Return the damaged rows that the ledger excuses, after verifying the ledger.
+
+        Without a ledger the list is empty.
 
         Raises:
-            EventSealError: The ledger is not what was written, or cannot be read.
+            EventSealError: The ledger was changed, or cannot be read.
         """
         return [] if self.ledger is None else rows_in_force(self, self.ledger)
 
@@ -345,23 +384,23 @@ class EventSeal:
 
 def configured_keks(settings: Settings) -> tuple[str, ...]:
     """
-    Give the URIs of the configured KEKs, in order.
+    Return the URIs of the configured KEKs, in order.
 
     Raises:
-        ConfigurationError: There is none, or fewer than ``wrap_quorum``.
+        ConfigurationError: No KEK is configured, or fewer than ``wrap_quorum``.
     """
     if not settings.kms_key:
-        raise ConfigurationError("no KEK is configured: kms_key is missing", remedy=_NO_KEK)
+        raise ConfigurationError("no KMS key is configured: kms_key is missing", remedy=_NO_KEK)
     if settings.wrap_quorum is not None and settings.wrap_quorum > len(settings.kms_key):
         raise ConfigurationError(
             f"wrap_quorum is {settings.wrap_quorum}, but kms_key lists {len(settings.kms_key)}",
-            remedy="List as many KEKs in kms_key, or leave wrap_quorum out: then every KEK wraps every key.",
+            remedy="List as many KMS keys in kms_key, or remove wrap_quorum. Then each wraps every key.",
         )
     return settings.kms_key
 
 
 def rotation_policy(settings: Settings) -> RotationPolicy:
-    """Give the policy by which active keys are replaced."""
+    """Return the policy for replacing active keys."""
     return RotationPolicy(max_age=settings.rotation_max_age, max_items=settings.rotation_max_items)
 
 

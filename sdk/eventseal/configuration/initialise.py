@@ -1,7 +1,8 @@
-"""The steps of ``eventseal init``: the settings file, then each in the order that the next one needs."""
+"""The steps of ``eventseal init``. Each step needs the ones before it."""
 
 from __future__ import annotations
 
+import shlex
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from eventseal.storage.items.columns import sealed_columns
 from eventseal.storage.items.fences import has_fence_triggers
 from eventseal.storage.items.key_id_indexes import has_key_id_indexes
 from eventseal.storage.unregistered import OWN_TABLES
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -50,13 +52,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InitStep:
     """
-    One thing that was made ready.
+    One step of the initialisation.
 
     Attributes:
         name: ``settings``, ``kek``, ``kms``, ``columns``, ``tables``, ``eventsourcing``, ``upgrade``,
             ``keys`` or ``ledger``.
-        changed: Whether something was made, or, in a dry run, would be.
-        detail: What was made, or was there already.
+        changed: Whether the step created something, or would create it in a dry run.
+        detail: The thing that the step created, or that existed already.
     """
 
     name: str
@@ -66,27 +68,30 @@ class InitStep:
 
 @runtime_checkable
 class MakesKeks(Protocol):
-    """A class of adapters that can make the KEK that a key URI names; the local one can."""
+    """An adapter class that can create a KEK, as the local one."""
 
     def exists(self, uri: str) -> bool:
-        """Tell whether anything is there."""
+        """Check whether the place that the URI names is taken."""
         ...
 
     def create_from_uri(self, uri: str) -> KmsAdapter:
-        """Make it; nothing may be there."""
+        """Create the KEK. Its place must not be taken."""
         ...
 
 
 class InitSteps:
     """
-    Takes the steps. All that is local is checked on construction: nothing is written if that is wrong.
+    Takes the steps of the initialisation.
+
+    The constructor checks everything local: if a setting is wrong, nothing is written.
 
     Args:
-        settings: What to make ready.
-        dry_run: Only tell what would be made.
+        settings: The settings that name the databases, the KEKs and the ledger.
+        dry_run: Only report what would be created.
 
     Raises:
-        ConfigurationError: No KEK or no database is configured, or what is configured cannot be built.
+        ConfigurationError: No KEK or no database is configured, or an object cannot be built from the
+            settings.
     """
 
     def __init__(self, settings: Settings, *, dry_run: bool) -> None:
@@ -97,23 +102,26 @@ class InitSteps:
         self._ledger = configured_ledger(settings)
         if self._stores.are_in_memory():
             raise ConfigurationError(
-                "a database in memory would be gone with this command",
-                remedy="Name a file, such as sqlite:///events.sqlite; a process that keeps its database in "
-                "memory calls datastore.setup_tables() itself.",
+                "a database in memory ends with this command",
+                remedy="Use a file, such as sqlite:///events.sqlite. If your process keeps its database in "
+                "memory, call datastore.setup_tables() in it.",
             )
 
     def take(self) -> Iterator[InitStep]:
         """Take one step after the other."""
         connects = self._connects()
-        if connects:  # before anything is made, and said by a dry run too
+        if connects:  # before anything is created, so that a dry run reports the same refusal
             self._stores.datastore.tables_to_register(self._settings.application)
         has_store_key = connects and self._has_key(STORE_SCOPE, KeyPurpose.STORE)
         makers = {uri: kind for uri, kind in self._kek_classes if isinstance(kind, MakesKeks)}
-        missing = [] if has_store_key else [uri for uri, kind in makers.items() if not kind.exists(uri)]
+        missing = [uri for uri, kind in makers.items() if not kind.exists(uri)]
+        if has_store_key and missing:
+            # A new key would unwrap none of the old keys, and would hide that the old KEK is lost.
+            raise self._lost(missing[0], makers)
         for uri, kind in makers.items():
             if uri in missing and not self._dry_run:
                 kind.create_from_uri(uri)
-            yield InitStep(name="kek", changed=uri in missing, detail=f"KEK {uri}")
+            yield InitStep(name="kek", changed=uri in missing, detail=f"KMS key {uri}")
         adapters: list[KmsAdapter] = []
         if not (missing and self._dry_run):
             adapters = [adapter_from_uri(uri) for uri, _ in self._kek_classes]
@@ -130,12 +138,40 @@ class InitSteps:
         if self._ledger is not None:
             yield self._make_ledger(self._ledger, adapters)
 
+    def _lost(self, uri: str, makers: Mapping[str, Any]) -> ConfigurationError:
+        """Create the error for a lost KEK of an application with keys."""
+        application = self._settings.application
+        there = {adapter_from_uri(other).uri for other, kind in makers.items() if kind.exists(other)}
+        scheme = uri.partition("://")[0]
+        wrapped = sum(
+            use.wrappings
+            for use in self._stores.key_store.kek_uses(application)
+            if use.kek_uri.startswith(f"{scheme}://") and use.kek_uri not in there
+        )
+        message = f"there is no key file for {uri}"
+        if not wrapped:
+            kind = makers[uri]
+            code = f"from {kind.__module__} import {kind.__name__}; {kind.__name__}.create_from_uri({uri!r})"
+            return ConfigurationError(
+                f"{message}. No key of application {application} depends on it",
+                remedy="If the file moved, correct kms_key. If it is new, create it with the command "
+                f"below, then run `eventseal rewrap`:\npython -c {shlex.quote(code)}",
+            )
+        keys = f"{counted(wrapped, 'key')} of application {application}"
+        is_only = len(self._kek_classes) == 1
+        depends = f"the {keys} cannot be decrypted without it" if is_only else f"{keys} may depend on it"
+        return ConfigurationError(
+            f"{message}, and {depends}",
+            remedy="Restore the file from a backup to that path, or correct kms_key if the file moved. "
+            "`eventseal init` does not replace it.",
+        )
+
     def close(self) -> None:
         """Close the connections."""
         self._stores.close()
 
     def _connects(self) -> bool:
-        """Whether there is a database: a dry run does not make one."""
+        """Check whether there is a database. A dry run does not create one."""
         if self._dry_run and not self._stores.are_present():
             return False
         self._stores.datastore.setup_connection()
@@ -153,7 +189,9 @@ class InitSteps:
             indexed = [table.table for table in datastore.unindexed_tables()]
         said = [f"column key_id in {', '.join(added)}"] if added else []
         said += [f"indexes on the key ids of {', '.join(indexed)}"] if indexed else []
-        return InitStep(name="columns", changed=bool(said), detail="; ".join(said) or "columns")
+        return InitStep(
+            name="columns", changed=bool(said), detail=". ".join(said) or "key_id columns and indexes"
+        )
 
     def _make_tables(self) -> InitStep:
         datastore = self._stores.datastore
@@ -162,11 +200,11 @@ class InitSteps:
         missing = sorted(wanted.difference(*map(table_names, engines)))
         if not self._dry_run:
             datastore.setup_tables(application=self._settings.application)
-        detail = f"tables {', '.join(missing)}" if missing else f"{len(wanted)} tables"
+        detail = f"tables {', '.join(missing)}" if missing else counted(len(wanted), "table")
         return InitStep(name="tables", changed=bool(missing), detail=detail)
 
     def _unprepared_tables(self) -> list[str]:
-        """List the eventsourcing library's tables that are there without their triggers or their index."""
+        """List the eventsourcing library's tables that lack their triggers or their index."""
         if not self._connects():
             return []
         datastore = self._stores.datastore
@@ -179,8 +217,11 @@ class InitSteps:
         absent = [name for name in datastore.eventsourcing_tables if name not in names]
         said = [f"triggers and index of {', '.join(unprepared or names)}"] if names else []
         if absent:
-            said.append(f"{', '.join(absent)} not there yet: run init again when its application has made it")
-        return InitStep(name="eventsourcing", changed=bool(unprepared), detail="; ".join(said))
+            said.append(
+                f"not in the database yet: {', '.join(absent)}. Run `eventseal init` again after their "
+                "application has created them"
+            )
+        return InitStep(name="eventsourcing", changed=bool(unprepared), detail=". ".join(said))
 
     def _upgrade_keys(self, adapters: list[KmsAdapter]) -> Iterator[InitStep]:
         """Upgrade the key tables of a release before the revocation tree."""
@@ -193,25 +234,27 @@ class InitSteps:
             upgraded = upgrade_key_tables(seal)
         if upgraded is None:
             return
-        listed = f"; {upgraded.erased:,} items of reopened scopes were taken for erased, unproven"
-        edited = f"; {upgraded.edited:,} edited rows were left out"
+        listed = (
+            f". Without proof, {counted(upgraded.erased, 'item')} of reopened scopes were recorded as erased"
+        )
+        edited = f". Edited rows that were left out: {upgraded.edited:,}"
+        keys = counted(upgraded.keys, "compromised or destroyed key")
         yield InitStep(
             name="upgrade",
             changed=True,
-            detail=f"key tables, with {upgraded.keys:,} keys that are compromised or destroyed"
-            f"{listed * bool(upgraded.erased)}{edited * bool(upgraded.edited)}. "
-            "To refuse old copies, set key_tables = 2",
+            detail=f"new key tables, with {keys}{listed * bool(upgraded.erased)}"
+            f"{edited * bool(upgraded.edited)}. To refuse old copies, set key_tables = 2",
         )
 
     def _make_keys(self, adapters: list[KmsAdapter], *, has_store_key: bool) -> InitStep:
         there = {"store key": has_store_key, "first data key": self._has_key(DEFAULT_SCOPE, KeyPurpose.DATA)}
         closed = ""
         if not self._dry_run:
-            # Also if both are there: that the KMS unwraps them is what no question for permissions shows.
+            # Also if both exist: only a trial shows that the KMS unwraps them, a permission check does not.
             with EventSeal(self._settings, kms=adapters) as seal:
                 try:
                     seal.keyring.prepare([DEFAULT_SCOPE])
-                except KeyDestroyedError:  # by somebody who meant it: whatever else is missing is made
+                except KeyDestroyedError:  # a person shredded it on purpose: create the rest all the same
                     closed = f", whose scope {DEFAULT_SCOPE} was shredded and is closed"
         missing = [name for name, is_there in there.items() if not is_there]
         detail = f"{' and '.join(missing or there)} of application {self._settings.application}{closed}"
@@ -223,8 +266,8 @@ class InitSteps:
         if changed and not self._dry_run:
             with EventSeal(self._settings, kms=adapters) as seal:
                 noted = adopt(seal, ledger)
-        detail = f"{ledger.name}" + (f", with {noted:,} scopes that were shredded before" if noted else "")
-        return InitStep(name="ledger", changed=changed, detail=detail)
+        shredded = f", with {counted(noted, 'scope')} shredded before" if noted else ""
+        return InitStep(name="ledger", changed=changed, detail=f"{ledger.name}{shredded}")
 
     def _has_key(self, scope: str, purpose: KeyPurpose) -> bool:
         if not self._stores.are_present():
@@ -257,18 +300,21 @@ def _unprepared(connection: Connection, tables: Sequence[SealedTable]) -> list[s
 
 
 def _checked(adapter: KmsAdapter, application: str, *, is_first: bool) -> InitStep:
-    """Ask a KEK what it grants, and have one that is not the first wrap a key, which is thrown away."""
+    """
+    Check the permissions on a KEK.
+
+    A KEK after the first also wraps a key that is discarded.
+    """
     step = _asked(adapter, application)
-    if not is_first:  # it may lack a permission that one KEK alone does not need, until the next new key
+    # Only a further KEK needs the permission to wrap. Without this trial, the next new key would fail.
+    if not is_first:
         adapter.wrap(token_bytes(32), EncryptionContext(new_key_id(), str(KeyPurpose.DATA), application))
     return step
 
 
 def _asked(adapter: KmsAdapter, application: str) -> InitStep:
     if not isinstance(adapter, SupportsCheck):
-        return InitStep(
-            name="kms", changed=False, detail=f"{adapter.uri}, which cannot be asked what it grants"
-        )
+        return InitStep(name="kms", changed=False, detail=f"{adapter.uri}, which has no check of permissions")
     missing = [check for check in adapter.check(application) if not check.granted]
     denied = [check for check in missing if check.required]
     if denied:
@@ -277,30 +323,36 @@ def _asked(adapter: KmsAdapter, application: str) -> InitStep:
             kek_uri=adapter.uri,
             remedy="\n".join([check.detail for check in denied if check.detail]) or None,
         )
-    but = f", but not {', '.join([check.action for check in missing])}" if missing else ""
-    return InitStep(name="kms", changed=False, detail=f"{adapter.uri} grants what is needed{but}")
+    but = f", but not the optional {', '.join([check.action for check in missing])}" if missing else ""
+    return InitStep(name="kms", changed=False, detail=f"permissions on {adapter.uri}{but}")
 
 
 def initialise(path: str | Path | None = None, *, dry_run: bool = False, **options: Any) -> list[InitStep]:
     """
-    Make ready what the settings describe; what is there stays as it is, so a second run changes nothing.
+    Create everything that the settings describe.
 
-    The file is written if there is none, with those *options* that the environment does not give. A KEK that
-    its adapter can make is made, as long as there are no keys. The KMS is asked for its permissions, a
-    missing ``key_id`` column is added, the tables are made and registered, then the store key and the first
-    data key are made.
+    Existing things stay as they are, so a second run changes nothing. The steps are:
+
+    - If there is no settings file, write it with the *options* that the environment does not set.
+    - Create a missing KEK if its adapter can, as long as the application has no keys.
+    - Check the permissions on the KMS keys.
+    - Add missing ``key_id`` columns, and create and register the tables.
+    - Create the store key and the first data key.
+    - If a ledger is configured, begin it.
 
     Args:
-        path: The settings file; ``None``: ``EVENTSEAL_CONFIG``, else ``eventseal.toml``.
-        dry_run: Only tell what would be made.
-        options: Settings by name: texts, whole numbers, yes or no, or lists of texts.
+        path: The settings file. If it is ``None``: the file that ``EVENTSEAL_CONFIG`` names, else
+            ``eventseal.toml``.
+        dry_run: Only report what would be created.
+        options: Settings by name: strings, whole numbers, booleans, or lists of strings.
 
     Returns:
         The steps, in order.
 
     Raises:
-        ConfigurationError: A setting is missing or wrong, or an option says something else than the settings.
-        KmsForbiddenError: The KMS does not grant what is needed; the remedy says what to grant.
+        ConfigurationError: A setting is missing or wrong, an option differs from the settings, or a key file
+            is missing although the application has keys.
+        KmsForbiddenError: The KMS lacks a grant. The remedy says what to grant.
         KmsError: The KMS refused or failed.
         StoreError: The database refused or failed.
     """
@@ -312,7 +364,7 @@ def initialise(path: str | Path | None = None, *, dry_run: bool = False, **optio
 
 
 def _settings(file: Path, options: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
-    """Give the settings, and those of the options that a new file has to hold."""
+    """Return the settings, and the options that a new file must hold."""
     present = file.exists()
     settings = settings_from(file if present else None, **options)
     without_options = settings_from(file if present else None)
@@ -321,12 +373,13 @@ def _settings(file: Path, options: Mapping[str, Any]) -> tuple[Settings, dict[st
         fixed_by = variables.get(name) or (str(file) if present else None)
         if fixed_by and getattr(settings, name) != getattr(without_options, name):
             raise ConfigurationError(
-                f"{name} is not what {fixed_by} says",
+                f"{name} differs from the value in {fixed_by}",
                 remedy=f"Correct {fixed_by}, or leave the option out: `eventseal init` changes no setting.",
             )
     to_write = {} if present else {name: value for name, value in options.items() if name not in variables}
     if to_write:
-        to_write.setdefault("key_tables", NEW_KEY_TABLES)  # they are, once this run has ended
+        # The tables have this format after this run, and the setting refuses old copies of them.
+        to_write.setdefault("key_tables", NEW_KEY_TABLES)
     return settings, to_write
 
 

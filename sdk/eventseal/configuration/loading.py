@@ -1,8 +1,7 @@
-"""Loads settings from the file, the environment and arguments; writes the first settings file."""
+"""Loads settings, and writes the first settings file."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import tomllib
@@ -13,6 +12,7 @@ from pydantic import SecretStr, ValidationError
 
 from eventseal.configuration.settings import ENVIRONMENT_PREFIX, Settings
 from eventseal.errors import ConfigurationError
+from eventseal.wording import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -27,11 +27,13 @@ SECRET_SETTINGS = frozenset({"store_url", "key_store_url", "old_store_url", "led
 
 def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
     """
-    Read the settings: arguments win over ``EVENTSEAL_*``, which win over the file.
+    Read the settings from arguments, the environment and the file.
+
+    Arguments win over ``EVENTSEAL_*`` variables, which win over the file.
 
     Args:
-        path: The file; ``None``: the one that ``EVENTSEAL_CONFIG`` names, else ``eventseal.toml`` in the
-            working directory if it is there.
+        path: The settings file. If it is ``None``, EventSeal reads the file that ``EVENTSEAL_CONFIG`` names,
+            else ``eventseal.toml`` in the working directory if it exists.
         overrides: Settings by name.
 
     Returns:
@@ -46,11 +48,11 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
 
 def settings_from(file: Path | None, **overrides: Any) -> Settings:
     """
-    Read the settings from one file, or from none; see :func:`load_settings`.
+    Read the settings from one file, or from none.
 
     Args:
         file: The file, or ``None`` for the environment and the arguments alone.
-        overrides: Settings by name, the URLs among them hidden.
+        overrides: Settings by name, with the URLs wrapped by :func:`with_urls_hidden`.
 
     Raises:
         ConfigurationError: As for :func:`load_settings`.
@@ -60,7 +62,8 @@ def settings_from(file: Path | None, **overrides: Any) -> Settings:
     _refuse_unknown(in_file, f"unknown setting {{}} in {file}")
     _refuse_unknown(overrides, "unknown setting {}")
     _refuse_unknown_variables(in_environment)
-    # Settings reads the environment itself, below its arguments: what the environment gives too is left out.
+    # Settings reads the environment itself, and its arguments win: leave out the values of the file that the
+    # environment also sets.
     values = {name: value for name, value in in_file.items() if name not in in_environment} | overrides
     found = _validated(values)
     if isinstance(found, Settings):
@@ -71,13 +74,13 @@ def settings_from(file: Path | None, **overrides: Any) -> Settings:
 
 def settings_file(path: str | Path | None = None) -> Path | None:
     """
-    Tell which file holds the settings.
+    Return the path of the settings file.
 
     Args:
-        path: Given by the caller, or ``None``.
+        path: The path that the caller gives, or ``None``.
 
     Returns:
-        The given one, else the one that ``EVENTSEAL_CONFIG`` names, else ``eventseal.toml`` if it is there,
+        The given path, else the one that ``EVENTSEAL_CONFIG`` names, else ``eventseal.toml`` if it exists,
         else ``None``.
     """
     named = path or os.environ.get(FILE_VARIABLE)
@@ -87,19 +90,12 @@ def settings_file(path: str | Path | None = None) -> Path | None:
     return default if default.exists() else None
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """
-    Find the known name that looks most like *name*.
-
-    Args:
-        name: As someone wrote it.
-        known: At least one.
-    """
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
-
-
 def environment_names() -> dict[str, str]:
-    """Give the settings that the environment gives, by name, each with its variable; case does not matter."""
+    """
+    Return the settings that the environment sets, with their variables.
+
+    Upper and lower case make no difference.
+    """
     prefix = ENVIRONMENT_PREFIX.lower()
     return {
         variable.lower().removeprefix(prefix): variable
@@ -114,7 +110,8 @@ def _read_file(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigurationError(
             f"there is no settings file {path}",
-            remedy="Correct --config or EVENTSEAL_CONFIG, or run `eventseal init`, which writes one.",
+            remedy="Correct --config or EVENTSEAL_CONFIG. In a new project, run `eventseal init`, which "
+            "writes the file.",
         ) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -124,18 +121,21 @@ def _read_file(path: Path) -> dict[str, Any]:
     values = None if content is None else _parsed(content)
     if isinstance(values, dict):
         return values
-    # Raised here, where no local holds the content: it may have passwords.
+    # Raised here, where no local variable holds the content: it may contain passwords.
     del content
     raise ConfigurationError(
         f"settings file {path} is not TOML: {values or 'it is not UTF-8'}",
-        remedy="Correct the place that the message names; strings stand in quotes.",
+        remedy="Correct the place that the message names. Put strings in quotes.",
     )
 
 
 def _parsed(content: str) -> dict[str, Any] | str:
     try:
         return tomllib.loads(content)
-    except (ValueError, RecursionError) as error:  # also a number of too many digits, or lists in lists
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also a number with too many digits, or deeply nested lists
         return str(error)
 
 
@@ -154,26 +154,25 @@ def _refusal(errors: list[ErrorDetails], sources: Mapping[str, str]) -> Configur
         shown = f"{name} ({source})" if source else name
         message = error["msg"].removeprefix("Value error, ")
         complaints.append(f"{shown}: {message[:1].lower()}{message[1:]}")
-    return ConfigurationError(
-        "; ".join(complaints), remedy="Correct it; docs/configuration.md lists what is allowed."
-    )
+    return ConfigurationError(". ".join(complaints), remedy=f"Correct the value. {_LISTED}")
+
+
+_LISTED = "See the page Configuration for every setting and its values."
 
 
 def _refuse_unknown(names: Iterable[str], message: str) -> None:
     for name in names:
         if name not in Settings.model_fields:
-            meant = nearest(name.lower(), Settings.model_fields)
-            raise ConfigurationError(message.format(name), remedy=f"Did you mean {meant}?")
+            remedy = did_you_mean(name.lower(), Settings.model_fields, _LISTED)
+            raise ConfigurationError(message.format(name), remedy=remedy)
 
 
 def _refuse_unknown_variables(variables: Mapping[str, str]) -> None:
+    known = [setting.upper() for setting in (*Settings.model_fields, "config")]
     for name, variable in variables.items():
-        if name not in Settings.model_fields:
-            meant = nearest(name, [*Settings.model_fields, "config"]).upper()
-            raise ConfigurationError(
-                f"unknown environment variable {variable}",
-                remedy=f"Did you mean {ENVIRONMENT_PREFIX}{meant}?",
-            )
+        if name.upper() not in known:
+            remedy = did_you_mean(name.upper(), known, _LISTED, prefix=ENVIRONMENT_PREFIX)
+            raise ConfigurationError(f"unknown environment variable {variable}", remedy=remedy)
 
 
 def with_urls_hidden(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,10 +180,10 @@ def with_urls_hidden(values: Mapping[str, Any]) -> dict[str, Any]:
     Wrap URLs, so that no traceback with locals shows them.
 
     Args:
-        values: Settings by name, as someone wrote them.
+        values: Settings by name, as a person wrote them.
 
     Returns:
-        The same, each URL as a ``SecretStr``.
+        The same settings, with each URL as a ``SecretStr``.
     """
     return {name: _hidden(value) if name in SECRET_SETTINGS else value for name, value in values.items()}
 
@@ -196,8 +195,8 @@ def _hidden(value: object) -> object:
 Value: TypeAlias = "str | int | bool | Sequence[str]"
 
 _HEADING = """\
-# Settings of EventSeal. EVENTSEAL_* variables win over this file; it may hold passwords, so it is for
-# its owner alone.
+# Settings of EventSeal. EVENTSEAL_* variables win over this file. It may hold passwords, so only its
+# owner may read it.
 """
 
 
@@ -206,16 +205,19 @@ def write_settings_file(path: Path, values: Mapping[str, Value]) -> None:
     Write a new settings file, mode 0600.
 
     Args:
-        path: Must not exist; its folder must.
-        values: As of :func:`as_toml`, in the order in which they are written.
+        path: The path of the file. It must not exist, but its directory must.
+        values: Values as for :func:`as_toml`, in the order in which they are written.
 
     Raises:
-        ConfigurationError: The path is taken, or cannot be written.
+        ConfigurationError: The path exists already, or cannot be written.
     """
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        raise ConfigurationError(f"settings file {path} is already there, and is never overwritten") from None
+        raise ConfigurationError(
+            f"settings file {path} exists already, and EventSeal does not overwrite it",
+            remedy="Use the file as it is, or name another path.",
+        ) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ConfigurationError(f"settings file {path} cannot be written: {reason}") from error
@@ -225,10 +227,10 @@ def write_settings_file(path: Path, values: Mapping[str, Value]) -> None:
 
 def as_toml(values: Mapping[str, Value]) -> str:
     """
-    Give the text of a settings file.
+    Return the text of a settings file.
 
     Args:
-        values: Texts, whole numbers, yes or no, and lists of texts, by name.
+        values: Strings, whole numbers, booleans and lists of strings, by name.
     """
     return _HEADING + "".join([f"{name} = {_as_toml(value)}\n" for name, value in values.items()])
 
@@ -237,6 +239,6 @@ def _as_toml(value: Value) -> str:
     if isinstance(value, int):
         return json.dumps(value)  # also true and false
     if isinstance(value, str):
-        # JSON's strings are TOML's, but for DEL.
+        # JSON strings are TOML strings, except that TOML does not allow DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return f"[{', '.join([_as_toml(entry) for entry in value])}]"

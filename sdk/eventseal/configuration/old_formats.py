@@ -1,4 +1,4 @@
-"""The setting ``old_formats``: older formats by name, each with where its key is, never the key itself."""
+"""The setting ``old_formats``: older formats, with the places of their keys."""
 
 from __future__ import annotations
 
@@ -40,40 +40,40 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(_PLAIN, ("before",)),
     _STATIC: ("key", "application", "before"),
 }
-"""What may stand behind a name; behind the others, a key and a position."""
+"""The words that may follow a name. All other names accept ``key`` and ``before``."""
 
 
 def configured_formats(entries: Sequence[str], *, max_plaintext: int) -> list[OldFormat]:
     """
-    Make the formats that a setting names, with the keys that it points to.
+    Create the formats that the setting names, with their keys.
 
     Args:
-        entries: Each a name and words behind it: ``key=env:NAME`` or ``key=file:PATH``, ``before=POSITION``,
-            ``application=NAME``.
-        max_plaintext: Bytes that an item may have in plain.
+        entries: The entries of the setting. Each is a name, followed by words: ``key=env:NAME`` or
+            ``key=file:PATH``, ``before=POSITION``, ``application=NAME``.
+        max_plaintext: The most bytes that the plaintext of an item may have.
 
     Raises:
-        ConfigurationError: A word is unknown, or a key is missing or none; no message shows a key.
+        ConfigurationError: A word is unknown, or a key is missing or not valid. No message shows a key.
     """
     return [_format(entry, max_plaintext) for entry in entries]
 
 
 def check_entries(entries: tuple[str, ...]) -> tuple[str, ...]:
     """
-    Check what can be checked without any key.
+    Check the form of the entries, without any key.
 
     Raises:
-        ValueError: An entry is not of the form; the text is not repeated, since it may be a key.
+        ValueError: An entry has the wrong form. The message does not repeat the text, which may be a key.
     """
     for number, entry in enumerate(entries, start=1):
         name, *words = entry.split() or [""]
         if name not in NAMES:
-            raise ValueError(f"entry {number} begins with none of {', '.join(NAMES)}")
+            raise ValueError(f"entry {number} does not begin with one of {', '.join(NAMES)}")
         known = _WORDS.get(name, ("key", "before"))
         given = [word.partition("=")[0] for word in words if "=" in word]
         if len(given) != len(words) or len({*given}) != len(given) or not {*given} <= {*known}:
             takes = " ".join([f"{word}=..." for word in known])
-            raise ValueError(f"entry {number}: behind {name} may stand {takes}, each once")
+            raise ValueError(f"entry {number}: only {takes} may follow {name}, each one time")
         if "key" in known and not any(word.startswith(("key=env:", "key=file:")) for word in words):
             raise ValueError(
                 f"entry {number}: {name} needs key=env:NAME or key=file:PATH, never a key itself"
@@ -116,7 +116,8 @@ def _key(name: str, source: str) -> bytes:
         text = os.environ[place] if kind == "env" else Path(place).read_text(encoding="ascii")
     except KeyError:
         raise ConfigurationError(
-            f"{shown} is not there: no such variable is set", remedy="Set it, or correct the name."
+            f"{shown} does not exist: no such variable is set",
+            remedy="Set the variable, or correct its name.",
         ) from None
     except OSError as error:
         raise ConfigurationError(f"{shown} cannot be read: {error.strerror}") from None
@@ -126,7 +127,7 @@ def _key(name: str, source: str) -> bytes:
     if key is None:
         raise ConfigurationError(
             f"{shown} is not base64 of 16, 24 or 32 bytes",
-            remedy="CIPHER_KEY is in that form; a key of other bytes: base64 < FILE.",
+            remedy="Encode the key, as in CIPHER_KEY of the eventsourcing library: base64 < FILE",
         )
     return key
 

@@ -1,4 +1,4 @@
-"""The settings: what there is to set, with units, defaults and limits."""
+"""The settings, with their units, defaults and limits."""
 
 from __future__ import annotations
 
@@ -63,17 +63,17 @@ def _listed(value: object) -> object:
     if isinstance(value, str):
         value = value.split(",")
     if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
-        raise ValueError("give one string, several with commas between them, or a list of strings")
+        raise ValueError("the value must be a string, several strings with commas, or a list of strings")
     return tuple(stripped for entry in value if (stripped := entry.strip()))
 
 
 def _key_uris(uris: tuple[str, ...]) -> tuple[str, ...]:
     for number, uri in enumerate(uris, start=1):
-        # The text is not repeated: it may be a key that someone took for a KEK's name.
+        # The message does not repeat the text: it may be a key that a person pasted in place of a URI.
         if "://" not in uri and not uri.startswith("arn:"):
             raise ValueError(f"entry {number} is not a key URI: aws-kms://..., arn:aws:kms:..., local://...")
     if len(set(uris)) != len(uris):
-        raise ValueError("a KEK is listed twice")
+        raise ValueError("a KMS key is listed twice")
     return uris
 
 
@@ -94,7 +94,7 @@ def _module_names(names: tuple[str, ...]) -> tuple[str, ...]:
 def _sql_names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if name.count(".") > 1 or not all(name.split(".")):
-            raise ValueError(f"{name!r} does not name a table as stored_events or schema.stored_events")
+            raise ValueError(f"{name!r} does not name a table, such as stored_events or schema.stored_events")
     if len(set(names)) != len(names):
         raise ValueError("a table is listed twice")
     return names
@@ -111,10 +111,11 @@ Texts: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)
 
 class Settings(BaseSettings):
     """
-    All that EventSeal is told from outside: one name in the file, in the environment and as an argument.
+    The settings of EventSeal.
 
-    Read it with :func:`eventseal.configuration.load_settings`, which also reads the file and refuses unknown
-    names; made directly, it reads the environment alone. Frozen, and its URLs do not show in its repr.
+    Each setting has the same name in the file, in the environment and as an argument. Read the settings with
+    :func:`eventseal.configuration.load_settings`, which also reads the file and refuses unknown names. The
+    constructor reads only the environment. The object is frozen, and its repr does not show URLs.
     """
 
     model_config = SettingsConfigDict(
@@ -127,27 +128,27 @@ class Settings(BaseSettings):
 
     kms_key: Annotated[Texts, AfterValidator(_key_uris)] = Field(
         default=(),
-        description="The KEK's key URI, or several: the first makes keys, all wrap them, any unwraps them.",
+        description="The key URI of the KMS key, or several: the first generates keys, and each wraps them.",
     )
     wrap_quorum: Annotated[WholeNumber | None, Field(ge=1)] = Field(
         default=None,
-        description="How many of several KEKs must wrap a new key before it is used; not set: all.",
+        description="How many of several KMS keys must wrap a new key before it is used. Not set: all.",
     )
     fall_back_on_outage: bool = Field(
         default=False,
-        description="Unwrap under the next KEK where one is unavailable, but never where one says no.",
+        description="Unwrap under the next KMS key if one is unavailable, but never if one refuses.",
     )
     branches: Annotated[WholeNumber | None, Field(ge=1, le=MOST_BRANCHES)] = Field(
         default=None,
-        description="Branch keys that wrap new data keys, 1 to 4096; not set: the KEKs wrap each one.",
+        description="Branch keys that wrap new data keys, 1 to 4096. Not set: the KMS keys wrap each.",
     )
     scope_digest: bool = Field(
         default=False,
-        description="Keep digests of key scopes, whose ids may be personal; from the first key on, for good.",
+        description="Store digests of key scopes, which may be personal. Permanent from the first key on.",
     )
     key_tables: Annotated[WholeNumber, Field(ge=1, le=NEW_KEY_TABLES)] = Field(
         default=1,
-        description="Set it to 2 once `eventseal init` has upgraded the key tables: old copies are refused.",
+        description="Set it to 2 after `eventseal init` has upgraded the key tables, to refuse old copies.",
     )
     store_url: SecretStr | None = Field(
         default=None, description="The items' database, as an SQLAlchemy URL. Never shown."
@@ -157,73 +158,74 @@ class Settings(BaseSettings):
     )
     ledger: SecretStr | None = Field(
         default=None,
-        description="The erasure ledger: a file's path, or the URL of a database of its own. Never shown.",
+        description="The erasure ledger: the path of a file, or the URL of a separate database. Never shown.",
     )
     application: Annotated[str, AfterValidator(checked_application)] = Field(
         default="default",
-        description="The application's name; every key and item is bound to it. 1 to 200 bytes.",
+        description="The application's name, 1 to 200 bytes. Every key and item is bound to it.",
     )
     tables: Annotated[Texts, AfterValidator(_record_names)] = Field(
-        default=(), description="Record classes of your own beside EventSeal's, each as module:Class."
+        default=(),
+        description="Record classes that you wrote, in addition to EventSeal's, each as module:Class.",
     )
     event_modules: Annotated[Texts, AfterValidator(_module_names)] = Field(
         default=(),
-        description="Modules that define your events: unauthenticated items name no other class.",
+        description="Modules that define your events: unauthenticated items cannot name other classes.",
     )
     eventsourcing_tables: Annotated[Texts, AfterValidator(_sql_names)] = Field(
         default=(),
-        description="Tables that the eventsourcing library makes and writes, such as stored_events.",
+        description="Tables that the eventsourcing library creates and writes, such as stored_events.",
     )
     originator_id_type: Literal["uuid", "text"] | None = Field(
         default=None,
-        description="What that library has as ORIGINATOR_ID_TYPE; PostgreSQL's columns say it by themselves.",
+        description="ORIGINATOR_ID_TYPE of that library. Not needed for PostgreSQL, whose columns show it.",
     )
     old_formats: Annotated[Texts, AfterValidator(check_entries)] = Field(
         default=(),
-        description="Older formats that are read while they are migrated, each with where its key is.",
+        description="Older formats that are read during a migration, each with the place of its key.",
     )
     old_store_url: SecretStr | None = Field(
         default=None,
-        description="The database of old tables that are copied, if it is not the items'. Never shown.",
+        description="The database of the old tables to copy, if it is not the items'. Never shown.",
     )
     unsealed_tables: Texts = Field(
         default=(),
-        description="Tables that look as if they held sealed items, and hold none.",
+        description="Tables that look as if they hold encrypted items, but hold none.",
     )
     always_encrypt: bool = Field(
         default=True,
-        description="Seal every event, refuse plain ones; if false, seal where an event class asks for it.",
+        description="Encrypt every event, and refuse plaintext. If false, encrypt only marked event classes.",
     )
     compression: Literal["zstd", "zlib", "none"] = Field(
         default="zstd",
-        description="How plaintext is compressed before it is sealed, where that makes it smaller.",
+        description="How plaintext is compressed before encryption, if that makes it smaller.",
     )
     max_plaintext: Annotated[ByteSize, BeforeValidator(_not_a_boolean), Field(ge=1)] = Field(
         default=ByteSize(2**24),
-        description="Bytes that an item may have before it is sealed; a number, or one with a unit.",
+        description="The most bytes of an item's plaintext: a number, or a number with a unit.",
     )
     rotation_max_age: DurationOrNever = Field(
         default=timedelta(days=90),
-        description="Age at which a data key is replaced on the write path, or never.",
+        description="The age at which a write replaces a data key, or never.",
     )
     rotation_max_items: Annotated[WholeNumber, Field(ge=1, le=HARD_LIMIT)] = Field(
-        default=2**28, description="Items after which a data key is replaced; at most 2**32."
+        default=2**28, description="The items after which a data key is replaced. At most 2**32."
     )
     cache_ttl: PositiveDuration = Field(
-        default=timedelta(minutes=15), description="Time until a key in memory is unwrapped again."
+        default=timedelta(minutes=15), description="The time until a key in memory is unwrapped again."
     )
     cache_max_keys: Annotated[WholeNumber, Field(ge=1)] = Field(
-        default=10_000, description="Unwrapped data keys that a process holds at most."
+        default=10_000, description="The most unwrapped data keys that a process holds."
     )
     cache_refresh_interval: PositiveDuration = Field(
         default=timedelta(seconds=60),
-        description="Time after which what is known of a key is looked up again before it seals or opens.",
+        description="The time after which a process reads the state of a key again before it uses the key.",
     )
     cache_open_grace: Duration = Field(
         default=timedelta(0),
-        description="Time past the refresh interval in which a key still opens; for keys that live apart.",
+        description="How long a key opens items after the refresh interval. For a separate key database.",
     )
     cache_outage_grace: Duration = Field(
         default=timedelta(hours=1),
-        description="Time past the TTL in which a key serves on while the KMS is unreachable, and only then.",
+        description="How long after the TTL a key stays usable, but only while the KMS is unreachable.",
     )

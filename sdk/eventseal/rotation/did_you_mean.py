@@ -1,8 +1,7 @@
-"""Finds the item that a person named, and suggests the nearest scopes and keys where there is none."""
+"""Finds the items, scopes and keys that a person names."""
 
 from __future__ import annotations
 
-import difflib
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -18,6 +17,7 @@ from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.rows import ItemRow, row_at
 from eventseal.storage.items.tables import ColumnKind, SealedColumn, SealedTable
 from eventseal.storage.keys.tables import encryption_keys
+from eventseal.wording import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -45,18 +45,18 @@ def find_item(
     Read one row.
 
     Args:
-        datastore: Has the items, and the registry of their tables.
-        application: Whose item.
+        datastore: The database with the items and the registry of their tables.
+        application: The application that owns the item.
         table: A registered table.
-        sequence_id: As text.
-        position: As text.
+        sequence_id: The sequence id as text.
+        position: The position as text.
 
     Returns:
         The row as it is stored.
 
     Raises:
-        ConfigurationError: The table is not registered, or a text is not of the column's kind.
-        ItemNotFoundError: There is no such row.
+        ConfigurationError: The table is not registered, or a text does not fit its column's type.
+        ItemNotFoundError: The table has no such row.
         StoreError: The database refused or failed.
     """
     (sealed_table,) = registered_tables(datastore, application, [table])
@@ -71,15 +71,15 @@ def find_item(
 
 def typed_place(table: SealedTable, sequence_id: str, position: str) -> Place:
     """
-    Read a place as a person types it; ``1.5`` is ``1.500000``.
+    Read a place as a person types it: ``1.5`` means ``1.500000``.
 
     Args:
-        table: From the registry.
-        sequence_id: As text.
-        position: As text.
+        table: The table's entry in the registry.
+        sequence_id: The sequence id as text.
+        position: The position as text.
 
     Raises:
-        ConfigurationError: A text is not of the column's kind.
+        ConfigurationError: A text does not fit its column's type.
     """
     return (
         _value(table.columns["sequence_id"], sequence_id),
@@ -92,13 +92,14 @@ def _value(column: SealedColumn, text: str) -> Any:
         return _READERS[column.kind](text)
     except (ValueError, InvalidOperation):
         raise ConfigurationError(
-            f"{text!r} is not of the kind of column {column.name}: {column.kind}"
+            f"{text!r} does not fit column {column.name}, whose type is {column.kind}",
+            remedy="Correct the value. To see how a place is written, run `eventseal inspect --help`.",
         ) from None
 
 
 _COLUMNS = encryption_keys.c
 _NEIGHBOURS = 500
-"""Looked at on each side in the order of the index: an application may have ten million."""
+"""Scopes read on each side of the index, which may hold millions."""
 
 
 def refuse_unknown_scopes(
@@ -113,15 +114,16 @@ def refuse_unknown_scopes(
     Refuse a scope that never had a key.
 
     Args:
-        datastore: Has the key tables.
-        application: Whose.
-        scopes: As somebody typed them.
-        stored_as: Gives a scope as the key tables have it.
-        guess: Whether the remedy names the nearest scope that is known; not where it would be taken for
-            somebody who is to be erased.
+        datastore: The database with the key tables.
+        application: The application that owns the scopes.
+        scopes: The scopes as a person typed them.
+        stored_as: A function that returns a scope as the key tables store it.
+        guess: Whether the remedy suggests a similar scope. A command that erases a subject must not
+            suggest one: it would be another subject.
 
     Raises:
-        ConfigurationError: One is unknown; the remedy names the nearest that is known, except of digests.
+        ConfigurationError: A scope is unknown. The remedy suggests a similar one, unless scopes are
+            stored as digests.
         StoreError: The database refused or failed.
     """
     for scope in scopes:
@@ -132,26 +134,28 @@ def refuse_unknown_scopes(
             if not guess:
                 raise ConfigurationError(
                     message,
-                    remedy="Check how it is spelled, letter for letter: the next one is somebody else. "
-                    "`eventseal keys` lists the scopes that have keys. A subject without keys has nothing "
-                    "sealed under one.",
+                    remedy="Check the spelling letter by letter: a similar scope is another subject. "
+                    "`eventseal keys` lists the scopes that have keys. If a subject has no keys, nothing of "
+                    "it is encrypted.",
                 )
-            # The digest next to one is anybody's, and one that nobody can tell from the one that is meant.
+            # A neighbouring digest belongs to an unrelated scope, and nobody can read which one.
             readable = [] if is_digest(stored) else [other for other in known if not is_digest(other)]
-            raise _unknown(message, scope, readable)
+            otherwise = "List the scopes that have keys: eventseal keys"
+            raise ConfigurationError(message, remedy=did_you_mean(scope, readable, otherwise))
 
 
 def known_keys(datastore: SQLAlchemyDatastore, application: str, typed: Sequence[str]) -> list[UUID]:
     """
-    Read key ids, and refuse those that the application does not have.
+    Read key ids, and refuse unknown ones.
 
     Args:
-        datastore: Has the key tables.
-        application: Whose.
-        typed: As somebody typed them.
+        datastore: The database with the key tables.
+        application: The application that owns the keys.
+        typed: The key ids as a person typed them.
 
     Raises:
-        ConfigurationError: One is no key id, or unknown; the remedy names the nearest that is known.
+        ConfigurationError: A text is not a key id, or the application has no such key. The remedy
+            suggests a similar key id.
         StoreError: The database refused or failed.
     """
     asked = {text: _key_id(text) for text in typed}
@@ -160,15 +164,11 @@ def known_keys(datastore: SQLAlchemyDatastore, application: str, typed: Sequence
     for text, key_id in asked.items():
         if key_id not in present:
             known = [str(key) for key in _newest(engine, application=application)]
-            raise _unknown(f"application {application} has no key {text}", text.lower(), known)
+            raise ConfigurationError(
+                f"application {application} has no key {text}",
+                remedy=did_you_mean(text.lower(), known, "List the keys: eventseal keys"),
+            )
     return [key_id for key_id in asked.values() if key_id is not None]
-
-
-def _unknown(message: str, typed: str, known: Sequence[str]) -> ConfigurationError:
-    matches = difflib.get_close_matches(typed, known, n=1, cutoff=0.0)
-    return ConfigurationError(
-        message, remedy=f"Did you mean {matches[0]}?" if matches else "See: eventseal keys"
-    )
 
 
 def _key_id(text: str) -> UUID | None:
@@ -180,7 +180,7 @@ def _key_id(text: str) -> UUID | None:
 
 @reads("looking for scopes")
 def _neighbours(connection: Connection, *, application: str, scope: str) -> list[str]:
-    of_items = _COLUMNS.purpose.in_(SUBJECT_PURPOSES)  # and not those of branches and of the store key
+    of_items = _COLUMNS.purpose.in_(SUBJECT_PURPOSES)  # branch keys and the store key are in no scope
     ours = select(_COLUMNS.scope).where(_COLUMNS.application == application, of_items).distinct()
     behind = ours.where(_COLUMNS.scope >= scope).order_by(_COLUMNS.scope)
     before = ours.where(_COLUMNS.scope < scope).order_by(_COLUMNS.scope.desc())

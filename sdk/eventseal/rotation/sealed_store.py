@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -12,6 +11,7 @@ from eventseal.storage.database.rows import chunks
 from eventseal.storage.database.table_setup import has_table
 from eventseal.storage.items.registry import forget_statement
 from eventseal.storage.items.tables import DEFAULT_DATABASE, SealedTable
+from eventseal.wording import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -297,13 +297,18 @@ def tables_of(registry: Sequence[SealedTable], application: str) -> list[SealedT
     return found
 
 
+_FEW_TABLES = 12
+
+
 def _refuse_unknown(names: Collection[str], mine: list[SealedTable]) -> None:
     known = [table.table for table in mine]
+    listed = f"The registered tables are: {', '.join(known) or 'none'}."
+    if len(known) > _FEW_TABLES:
+        listed = "List the registered tables: eventseal doctor"
     for name in names:
         if name not in known:
-            (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise ConfigurationError(
-                f"there is no registered table {name}", remedy=f"Did you mean {nearest}?"
+                f"there is no registered table {name}", remedy=did_you_mean(name, known, listed)
             )
 
 

@@ -348,7 +348,7 @@ def test_our_module_seals_without_being_told_the_mapper(sealed_process, sqlite_u
 
 @knows_mapper_topic
 def test_without_settings_the_mapper_is_not_made():
-    with pytest.raises(ConfigurationError, match="no KEK is configured"):
+    with pytest.raises(ConfigurationError, match="no KMS key is configured"):
         Application(env={"MAPPER_TOPIC": MAPPER})
 
 

@@ -1,4 +1,4 @@
-"""Diagnosis: what is wrong between the settings, the databases, the KMS and the keys. Nothing is changed."""
+"""Checks of settings, databases, KMS and keys, which change nothing."""
 
 from eventseal.configuration.diagnosis.all_checks import diagnose
 from eventseal.configuration.diagnosis.findings import Finding, Severity

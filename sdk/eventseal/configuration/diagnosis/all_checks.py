@@ -1,11 +1,11 @@
-"""The diagnosis: the settings first, then the KMS, then what is in the databases."""
+"""The diagnosis: first the settings, then the KMS, then the databases."""
 
 from __future__ import annotations
 
 import stat
 from typing import TYPE_CHECKING
 
-from eventseal.configuration.assembly import Stores, configured_keks
+from eventseal.configuration.assembly import Stores, configured_keks, missing_file
 from eventseal.configuration.diagnosis.database_checks import (
     check_clock,
     check_database,
@@ -23,7 +23,8 @@ from eventseal.configuration.diagnosis.registry_checks import (
 )
 from eventseal.configuration.diagnosis.table_checks import check_fences, check_tables
 from eventseal.configuration.loading import environment_names, load_settings, settings_file
-from eventseal.errors import EventSealError, MissingTableError, StoreReadOnlyError, StoreUnavailableError
+from eventseal.errors import EventSealError, MissingTableError, StoreReadOnlyError
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,19 +37,18 @@ if TYPE_CHECKING:
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _LOCAL = "local://"
-_NO_FILE = "the SQLite file that store_url or key_store_url names is not there"
 
 
 def diagnose(path: Path | None = None) -> Iterator[Finding]:
     """
-    Look at everything that EventSeal needs, and say what is amiss. Nothing is changed.
+    Check everything that EventSeal needs, and report problems. Nothing is changed.
 
     Args:
-        path: The settings file; ``None``: ``EVENTSEAL_CONFIG``, else ``eventseal.toml`` if it is there.
+        path: The settings file. If it is ``None``: the file that ``EVENTSEAL_CONFIG`` names, else
+            ``eventseal.toml`` if it exists.
 
     Returns:
-        The findings as they are made; what cannot be looked at, because something before it is amiss, is left
-        out.
+        The findings, one after the other. A check that an earlier problem makes impossible is left out.
     """
     try:
         settings = load_settings(path)
@@ -72,24 +72,24 @@ def diagnose(path: Path | None = None) -> Iterator[Finding]:
 
 @SETTINGS.check
 def _check_settings(path: Path | None, settings: Settings) -> Iterator[Finding]:
-    """Say where the settings come from, and what is doubtful about them."""
+    """Report the sources of the settings, and doubtful values."""
     file = settings_file(path)
     variables = sorted(environment_names().values())
     sources = [str(file)] if file is not None else []
     if variables:
-        sources.append(f"{len(variables)} variables: {', '.join(variables)}")
-    yield SETTINGS.ok(f"application {settings.application}, from {' and '.join(sources) or 'defaults alone'}")
+        sources.append(f"{counted(len(variables), 'variable')}: {', '.join(variables)}")
+    yield SETTINGS.ok(f"application {settings.application}, from {' and '.join(sources) or 'defaults only'}")
     mode = 0 if file is None else stat.S_IMODE(file.stat().st_mode)
     if mode & _OTHERS:
         yield SETTINGS.warning(
-            f"{file} may hold passwords, and its mode is {mode:04o}: others than its owner may use it",
+            f"{file} may hold passwords, and its mode is {mode:04o}: other users than its owner may use it",
             f"chmod 600 {file}",
         )
     local = [uri for uri in configured_keks(settings) if uri.startswith(_LOCAL)]
     if local:
         yield SETTINGS.note(
-            f"{', '.join(local)} is a key file: for development, not for production",
-            "Name a KMS key before it in kms_key, then run: eventseal rewrap",
+            f"{', '.join(local)} is a key file, for development and not for production",
+            "For production, name a KMS key before it in kms_key, then run: eventseal rewrap",
         )
 
 
@@ -101,7 +101,7 @@ def _open(settings: Settings, stores: list[Stores]) -> Iterator[Finding]:
 
 def _check_stores(stores: Stores, adapters: list[KmsAdapter]) -> Iterator[Finding]:
     if not stores.are_present():
-        yield DATABASE.error(StoreUnavailableError, _NO_FILE, "eventseal init")
+        yield DATABASE.raised(missing_file())
         return
     engines = databases(stores.datastore)
     found = [finding for what, engine in engines.items() for finding in check_database(what, engine)]
@@ -109,7 +109,7 @@ def _check_stores(stores: Stores, adapters: list[KmsAdapter]) -> Iterator[Findin
     if any(
         finding.cause is not None and not isinstance(finding.cause, StoreReadOnlyError) for finding in found
     ):
-        return  # each further check would only say the same
+        return  # each further check would only report the same
     for what, engine in engines.items():
         yield from check_clock(what, engine)
         if engine.dialect.name == "sqlite":

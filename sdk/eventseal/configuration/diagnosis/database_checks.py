@@ -1,4 +1,4 @@
-"""Checks of the databases: reachable, recent enough, writable, durable; and whether their clock is right."""
+"""Checks of the databases: answers, durable writes, and the right time."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 OLDEST_POSTGRESQL = 120_000
-"""Materialized common table expressions begin with release 12."""
+"""PostgreSQL has materialized common table expressions since release 12."""
 
 OLDEST_SQLITE = (3, 35, 0)
-"""RETURNING begins with release 3.35."""
+"""SQLite has RETURNING since release 3.35."""
 
 MOST_SKEW = timedelta(seconds=30)
 _SQLITE_FULL = 2
@@ -48,10 +48,12 @@ _SERVER_FACTS = text(
 
 def databases(datastore: SQLAlchemyDatastore) -> dict[str, Engine]:
     """
-    Give the engine of each database by what is in it; one entry if the keys are beside the items.
+    Return the engine of each database, by its content.
+
+    If one database holds items and keys, there is one entry.
 
     Args:
-        datastore: Connects on first use.
+        datastore: The datastore, which connects on first use.
     """
     if datastore.key_engine is datastore.engine:
         return {"items and keys": datastore.engine}
@@ -61,15 +63,15 @@ def databases(datastore: SQLAlchemyDatastore) -> dict[str, Engine]:
 @DATABASE.check
 def check_database(what: str, engine: Engine) -> Iterator[Finding]:
     """
-    Look at one database.
+    Check one database.
 
     Args:
-        what: Is in it.
-        engine: Of it.
+        what: The content of the database, for messages.
+        engine: The engine of the database.
 
     Raises:
-        StoreError: It does not answer; nothing that is in it can be looked at.
-        ConfigurationError: It is no database.
+        StoreError: The database does not answer, so nothing in it can be checked.
+        ConfigurationError: The file or URL is not a database.
     """
     doing = f"connecting to {redacted(engine.url)}"
     if engine.dialect.name == "postgresql":
@@ -82,19 +84,21 @@ def check_database(what: str, engine: Engine) -> Iterator[Finding]:
 @DATABASE.check
 def check_writable(engine: Engine) -> Iterator[Finding]:
     """
-    Begin to write into a SQLite file, and roll back: only then does it say whether it can be written.
+    Begin to write to a SQLite file, and roll back.
+
+    Only an attempt shows whether SQLite can write the file.
 
     Args:
-        engine: Of a database that answers.
+        engine: The engine of a database that answers.
 
     Raises:
-        StoreReadOnlyError: It cannot.
+        StoreReadOnlyError: The file cannot be written.
         StoreUnavailableError: Another process holds the lock for longer than the busy timeout.
     """
-    with translated(f"beginning to write into {redacted(engine.url)}"), engine.connect() as connection:
+    with translated(f"beginning to write to {redacted(engine.url)}"), engine.connect() as connection:
         begin_writing(connection)
         version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-        connection.exec_driver_sql(f"PRAGMA user_version = {int(version)}")  # the lock alone says nothing
+        connection.exec_driver_sql(f"PRAGMA user_version = {int(version)}")  # the lock alone proves nothing
         connection.rollback()
     yield from ()
 
@@ -102,29 +106,29 @@ def check_writable(engine: Engine) -> Iterator[Finding]:
 @CLOCK.check
 def check_clock(what: str, engine: Engine) -> Iterator[Finding]:
     """
-    Compare a database's clock with this machine's.
+    Compare a database's clock with the clock of this machine.
 
     Args:
-        what: Is in the database.
-        engine: Of it.
+        what: The content of the database, for messages.
+        engine: The engine of the database.
     """
 
     def ask(connection: Connection) -> tuple[datetime, datetime, datetime]:
-        connection.execute(text("SELECT 1"))  # connected: what is measured is the question alone
+        connection.execute(text("SELECT 1"))  # connect first, so that only the question is measured
         before = datetime.now(UTC)
         return before, connection.execute(select(DatabaseClock())).scalar_one(), datetime.now(UTC)
 
     before, there, after = read(engine, ask, doing="asking the time")
     skew = there - before if there < before else max(there - after, timedelta(0))
-    seconds = f"{abs(skew.total_seconds()):.0f} s {'behind' if skew < timedelta(0) else 'before'}"
+    seconds = f"{abs(skew.total_seconds()):.0f} s {'slow' if skew < timedelta(0) else 'fast'}"
     if abs(skew) > MOST_SKEW:
         yield CLOCK.warning(
-            f"the clock of the database of the {what} is {seconds} this machine's",
-            "Have both set by NTP (`timedatectl set-ntp true`): KMS requests are signed by this "
-            "machine's clock, the age of keys goes by the database's.",
+            f"the clock of the database ({what}) is {seconds}, compared with this machine",
+            "Set both clocks by NTP (`timedatectl set-ntp true`): KMS requests are signed by this machine's "
+            "clock, and the age of keys depends on the database's clock.",
         )
     else:
-        yield CLOCK.ok(f"the {what} and this machine agree")
+        yield CLOCK.ok(f"the clock of the database ({what}) agrees with this machine")
 
 
 def _check_server(what: str, facts: Row[tuple[object, ...]]) -> Iterator[Finding]:
@@ -133,9 +137,9 @@ def _check_server(what: str, facts: Row[tuple[object, ...]]) -> Iterator[Finding
         f"{facts.isolation} by default"
     )
     if facts.number < OLDEST_POSTGRESQL:
-        yield DATABASE.error(
+        yield DATABASE.problem(
             ConfigurationError,
-            f"{what}: PostgreSQL {facts.version} is older than 12, and lacks what the fences need",
+            f"{what}: PostgreSQL {facts.version} is older than 12, which the fences need",
             "Upgrade the server.",
         )
     if facts.in_recovery:
@@ -144,25 +148,29 @@ def _check_server(what: str, facts: Row[tuple[object, ...]]) -> Iterator[Finding
         remedy = f"ALTER ROLE {facts.role} SET default_transaction_read_only = off;"
         yield _read_only(what, "transactions are read-only by default", remedy)
     if facts.encoding != "UTF8":
-        yield DATABASE.error(
+        yield DATABASE.problem(
             ConfigurationError,
             f"{what}: the database's encoding is {facts.encoding}, which cannot hold every scope and id",
-            f"CREATE DATABASE {facts.name}_utf8 ENCODING 'UTF8' TEMPLATE template0; then move to it.",
+            f"CREATE DATABASE {facts.name}_utf8 ENCODING 'UTF8' TEMPLATE template0; then move all data.",
         )
     yield from _check_durability(what, facts)
 
 
 def _check_durability(what: str, facts: Row[tuple[object, ...]]) -> Iterator[Finding]:
-    """A key that was handed out and then lost takes with it all that it has sealed elsewhere."""
+    """
+    Check that the server loses no key in a crash.
+
+    If a key was used and is then lost, everything that it encrypted in other places is lost too.
+    """
     for name in ("fsync", "full_page_writes"):
         if getattr(facts, name) == "off":
             yield DATABASE.warning(
-                f"{what}: {name} is off; a crash of the server may lose keys, and all that they sealed",
+                f"{what}: {name} is off. A crash of the server may lose keys, and all that they encrypted",
                 f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf();",
             )
     if facts.synchronous_commit == "off":
         yield DATABASE.warning(
-            f"{what}: synchronous_commit is off; a crash of the server may lose the newest keys",
+            f"{what}: synchronous_commit is off. A crash of the server may lose the newest keys",
             f"ALTER ROLE {facts.role} SET synchronous_commit = on;",
         )
 
@@ -173,27 +181,30 @@ def _check_file(what: str, connection: Connection) -> Iterator[Finding]:
     patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() / 1000
     yield DATABASE.ok(f"{what}: SQLite {version}, journal mode {journal}, busy timeout {patience:g} s")
     if tuple(map(int, version.split("."))) < OLDEST_SQLITE:
-        yield DATABASE.error(
+        yield DATABASE.problem(
             ConfigurationError,
             f"{what}: SQLite {version} is older than 3.35, and lacks RETURNING",
             "Use a Python that is built with a newer SQLite.",
         )
     if journal != "wal":
         yield DATABASE.warning(
-            f"{what}: the journal mode is {journal}, so that readers and the writer block each other",
-            "sqlite3 FILE 'PRAGMA journal_mode = WAL' (as a user who may write its folder)",
+            f"{what}: the journal mode is {journal}, so readers and the writer block each other",
+            "sqlite3 FILE 'PRAGMA journal_mode = WAL' (as a user who can write to its directory)",
         )
     if patience < 1:
         yield DATABASE.warning(
-            f"{what}: the busy timeout is {patience:g} s: who meets another writer fails at once",
-            "Leave `timeout` out of the database's URL: then it is 5 s.",
+            f"{what}: the busy timeout is {patience:g} s: a writer that meets another one fails immediately",
+            "Remove `timeout` from the database's URL: then it is 5 s.",
         )
     if connection.exec_driver_sql("PRAGMA synchronous").scalar_one() < _SQLITE_FULL:
         yield DATABASE.warning(
-            f"{what}: PRAGMA synchronous is below FULL; a loss of power may lose keys",
-            "Use a SQLite that is built with SQLITE_DEFAULT_SYNCHRONOUS=2 and, for WAL, the same.",
+            f"{what}: PRAGMA synchronous is below FULL. A loss of power may lose keys",
+            "Use a SQLite that is built with SQLITE_DEFAULT_SYNCHRONOUS=2 and "
+            "SQLITE_DEFAULT_WAL_SYNCHRONOUS=2.",
         )
 
 
 def _read_only(what: str, why: str, remedy: str) -> Finding:
-    return DATABASE.error(StoreReadOnlyError, f"{what}: {why}, so nothing can be appended or rotated", remedy)
+    return DATABASE.problem(
+        StoreReadOnlyError, f"{what}: {why}, so nothing can be appended or rotated", remedy
+    )

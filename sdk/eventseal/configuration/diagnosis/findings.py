@@ -1,4 +1,4 @@
-"""What a diagnosis finds: one line each, with how bad it is and what to do; and its areas."""
+"""The findings of a diagnosis, and the areas that they belong to."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ P = ParamSpec("P")
 
 class Severity(StrEnum):
     """
-    How bad a finding is.
+    The severity of a finding.
 
-    ``OK``: looked at, and as it should be. ``NOTE``: worth knowing, nothing to do. ``WARNING``: it works now,
-    and will not always, or not everywhere. ``ERROR``: something does not work.
+    - ``OK``: checked, and correct.
+    - ``NOTE``: worth knowing. You need not do anything.
+    - ``WARNING``: it works now, but not always or not everywhere.
+    - ``ERROR``: something does not work.
     """
 
     OK = "ok"
@@ -30,22 +32,22 @@ class Severity(StrEnum):
 
     @property
     def asks_for_action(self) -> bool:
-        """Whether somebody has to do something."""
+        """Whether a person must act."""
         return self in {Severity.WARNING, Severity.ERROR}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """
-    One thing that was looked at.
+    The result of one check.
 
     Attributes:
-        severity: How bad it is.
-        area: Where: ``settings``, ``database``, ``tables``, ``registry``, ``fences``, ``clock``, ``kms``,
+        severity: The severity.
+        area: The area: ``settings``, ``database``, ``tables``, ``registry``, ``fences``, ``clock``, ``kms``,
             ``keys``, ``ledger``, ``migration`` or ``jobs``.
-        text: What was found, on one line; never a secret.
-        remedy: What to do, with the statement or the command to paste; empty if there is nothing to do.
-        cause: The error that using it would end in, if there is one; says what a script does next.
+        text: One line that says what the check found. It never contains a secret.
+        remedy: The next step, with a statement or a command that can be pasted. Empty if there is no step.
+        cause: The error that a use would raise, if there is one. It decides the exit code.
     """
 
     severity: Severity
@@ -55,7 +57,7 @@ class Finding:
     cause: EventSealError | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as JSON has it."""
+        """Return the finding as JSON has it."""
         return {
             "severity": self.severity.value,
             "area": self.area,
@@ -68,39 +70,43 @@ class Finding:
 @dataclass(frozen=True, slots=True)
 class Area:
     """
-    One subject of the diagnosis: it makes the findings of its checks.
+    One area of the diagnosis, which creates the findings of its checks.
 
     Attributes:
-        name: See :attr:`Finding.area`.
+        name: The name, as in :attr:`Finding.area`.
     """
 
     name: str
 
     def ok(self, text: str) -> Finding:
-        """Say that something is as it should be."""
+        """Return a finding that something is correct."""
         return Finding(severity=Severity.OK, area=self.name, text=text)
 
     def note(self, text: str, remedy: str) -> Finding:
-        """Say what is worth knowing."""
+        """Return a finding that is worth knowing."""
         return Finding(severity=Severity.NOTE, area=self.name, text=text, remedy=remedy)
 
     def warning(self, text: str, remedy: str) -> Finding:
-        """Say what will not always work, or not everywhere."""
+        """Return a finding of something that does not work always or everywhere."""
         return Finding(severity=Severity.WARNING, area=self.name, text=text, remedy=remedy)
 
-    def error(
+    def problem(
         self, kind: type[EventSealError], text: str, remedy: str, severity: Severity = Severity.ERROR
     ) -> Finding:
-        """Say what does not work, and in which kind of error using it would end."""
+        """
+        Return a finding of something that does not work.
+
+        Its cause is the error that a use would raise.
+        """
         return self.raised(kind(text, remedy=remedy), severity)
 
     def raised(self, error: EventSealError, severity: Severity = Severity.ERROR) -> Finding:
-        """Turn an error, in which looking ended, into a finding."""
+        """Turn the error that ended a check into a finding."""
         text = " ".join(str(error).split())
         return Finding(severity=severity, area=self.name, text=text, remedy=error.remedy, cause=error)
 
     def check(self, find: Callable[P, Iterable[Finding]]) -> Callable[P, Iterator[Finding]]:
-        """Make a finding of the error that ends a check: the checks after it still run."""
+        """Turn an error into a finding, so that later checks still run."""
 
         @wraps(find)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> Iterator[Finding]:
@@ -109,7 +115,7 @@ class Area:
             except EventSealError as error:
                 yield self.raised(error)
             except ImportError as error:
-                # An extra that is not installed; its message has the install command.
+                # An extra is not installed. The message has the install command.
                 yield Finding(
                     severity=Severity.ERROR,
                     area=self.name,

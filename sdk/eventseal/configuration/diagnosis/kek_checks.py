@@ -1,4 +1,4 @@
-"""Checks of the KEKs: whether each answers, what it grants, and which keys depend on it."""
+"""Checks of the KEKs: answers, permissions, and the keys that need them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import BRANCH_PREFIX
 from eventseal.kms import EncryptionContext, SupportsCheck, TellsVersion, adapter_from_uri
 from eventseal.rotation.status.key_totals import key_under, keys_without_wrapping
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
 @KMS.check
 def build_adapters(settings: Settings, adapters: list[KmsAdapter]) -> Iterator[Finding]:
     """
-    Make the adapter of each configured KEK, and say which cannot be made.
+    Create the adapter of each configured KEK, and report failures.
 
     Args:
-        settings: Name the KEKs.
-        adapters: Gets those that can.
+        settings: The settings that name the KEKs.
+        adapters: The list to which the adapters are added.
     """
     for uri in configured_keks(settings):
         try:
@@ -47,7 +48,7 @@ def build_adapters(settings: Settings, adapters: list[KmsAdapter]) -> Iterator[F
         except EventSealError as error:
             yield KMS.raised(error)
         except ImportError as error:
-            yield KMS.error(
+            yield KMS.problem(
                 ConfigurationError, f"{uri}: {error}", "Install the extra that the message names."
             )
 
@@ -55,15 +56,17 @@ def build_adapters(settings: Settings, adapters: list[KmsAdapter]) -> Iterator[F
 @KMS.check
 def check_kek(adapter: KmsAdapter, application: str, *, is_first: bool) -> Iterator[Finding]:
     """
-    Ask a KEK what it grants; one that cannot be asked wraps and unwraps a key that is thrown away.
+    Check the permissions on a KEK.
+
+    An adapter without a check of permissions wraps and unwraps a key that is discarded.
 
     Args:
-        adapter: Of the KEK.
-        application: For the encryption context, which policies may ask for.
-        is_first: Whether it makes new keys; the others wrap them.
+        adapter: The adapter of the KEK.
+        application: The application's name for the encryption context, which policies may require.
+        is_first: Whether the KEK creates new keys. The other KEKs wrap them.
 
     Raises:
-        KmsError: It could not be asked.
+        KmsError: The KMS did not answer the check.
     """
     if not isinstance(adapter, SupportsCheck):
         yield from _try(adapter, application)
@@ -71,18 +74,18 @@ def check_kek(adapter: KmsAdapter, application: str, *, is_first: bool) -> Itera
     checks = adapter.check(application)
     granted = [check.action for check in checks if check.granted]
     if granted:
-        yield KMS.ok(f"{adapter.uri} grants {', '.join(granted)}")
+        yield KMS.ok(f"{adapter.uri} grants: {', '.join(granted)}")
     for check in checks:
         if not check.granted:
-            but = "" if check.required else ", which only rotation and further KEKs need"
-            yield KMS.error(
+            but = "" if check.required else ", which only rotation and further KMS keys need"
+            yield KMS.problem(
                 KmsForbiddenError,
                 f"{adapter.uri} does not grant {check.action}{but}",
                 check.detail,
                 Severity.ERROR if check.required else Severity.NOTE,
             )
     if not is_first and all(check.granted for check in checks if check.required):
-        # It may lack a permission that one KEK alone does not need, until the next new key.
+        # Only a further KEK needs the permission to wrap. Without this trial, the next new key would fail.
         adapter.wrap(bytes(32), _context(application))
 
 
@@ -90,8 +93,8 @@ def _try(adapter: KmsAdapter, application: str) -> Iterator[Finding]:
     context = _context(application)
     key, wrapped = adapter.generate_data_key(context)
     if adapter.unwrap(wrapped, context) != key:
-        raise IntegrityError(f"{adapter.uri} does not give back the key that it wrapped")
-    yield KMS.ok(f"{adapter.uri} makes, wraps and unwraps keys")
+        raise IntegrityError(f"{adapter.uri} does not return the key that it wrapped")
+    yield KMS.ok(f"{adapter.uri} generates, wraps and unwraps keys")
 
 
 def _context(application: str) -> EncryptionContext:
@@ -104,11 +107,11 @@ _REWRAP = "eventseal rewrap"
 @KEYS.check
 def check_wrappings(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Finding]:
     """
-    Open one wrapping of each KEK and version, and count the keys that miss one.
+    Unwrap one wrapping of each KEK and version, and count missing wrappings.
 
     Args:
         stores: The databases, and the settings.
-        adapters: Those that could be made.
+        adapters: The adapters that could be created.
     """
     uses = stores.key_store.kek_uses(stores.settings.application)
     by_branches = [use for use in uses if use.kek_uri.startswith(BRANCH_PREFIX)]
@@ -125,24 +128,32 @@ def _check_use(
 ) -> Iterator[Finding]:
     sample = _sample(stores, use)
     if sample is None:
-        return  # gone meanwhile
+        return  # deleted meanwhile
     version = "" if use.kek_version is None else f", version {use.kek_version}"
-    place = f"{use.wrappings:,} wrappings under {use.kek_uri}{version}"
+    place = f"{counted(use.wrappings, 'wrapping')} under {use.kek_uri}{version}"
     for adapter in adapters:
         refusal = _refusal(adapter, *sample)
         if isinstance(refusal, NotMyKeyError):
             continue
         names[adapter.uri].add(use.kek_uri)
         if refusal is None:
-            yield KEYS.ok(f"{place}: one was tried, and opens; {use.verified:,} were tried before")
+            yield KEYS.ok(f"{place}: one was tried now and opens. Verified before: {use.verified:,}")
             yield from _check_version(adapter, use)
-        elif not isinstance(refusal, KmsUnavailableError):  # an outage is told once, where the KEK is asked
+        elif not isinstance(refusal, KmsUnavailableError):  # `check_kek` has reported an outage
             yield KEYS.raised(refusal)
         return
-    yield KEYS.error(
+    if len(adapters) < len(stores.settings.kms_key):
+        yield KEYS.problem(
+            KekNotConfiguredError,
+            f"{place}: no configured KMS key that could be opened unwraps them",
+            "First correct the KMS key that could not be opened, then run: eventseal doctor",
+            Severity.WARNING,
+        )
+        return
+    yield KEYS.problem(
         KekNotConfiguredError,
         f"{place}, which is not configured",
-        f"If keys are wrapped nowhere else, add it to kms_key, then: {_REWRAP}",
+        f"If keys are wrapped only under it, add it to kms_key, then run: {_REWRAP}",
         Severity.WARNING,
     )
 
@@ -178,11 +189,11 @@ def _check_version(adapter: KmsAdapter, use: KekUse) -> Iterator[Finding]:
     try:
         current = adapter.current_version()
     except EventSealError:
-        return  # that the right to ask is missing is told where the KEK is asked
+        return  # `check_kek` has reported a missing permission
     if current != use.kek_version:
         yield KEYS.note(
-            f"{use.wrappings:,} wrappings are under version {use.kek_version} of {use.kek_uri}, "
-            f"whose newest version is {current}",
+            f"{counted(use.wrappings, 'wrapping is', 'wrappings are')} under version {use.kek_version} of "
+            f"{use.kek_uri}, whose newest version is {current}",
             _REWRAP,
         )
 
@@ -191,16 +202,19 @@ def _check_missing(stores: Stores, names: dict[str, set[str]]) -> Iterator[Findi
     every = set().union(*names.values())
     orphans = _missing(stores, every)
     if orphans and names:
-        yield KEYS.error(
+        yield KEYS.problem(
             KekNotConfiguredError,
-            f"{orphans:,} live keys are wrapped under no configured KEK: nothing opens them here",
-            "Add to kms_key the KEK that is named as not configured. eventseal keys lists them.",
+            f"{counted(orphans, 'key is', 'keys are')} wrapped under no configured KMS key: nothing opens "
+            "such keys here",
+            "Add the KMS key that is reported as not configured to kms_key. To list the keys: eventseal keys",
         )
     for uri, stored in names.items() if len(names) > 1 else ():
         lacking = _missing(stores, stored)
         if lacking > orphans:
             yield KEYS.warning(
-                f"{lacking:,} live keys have no wrapping under {uri}: they do not outlive the others", _REWRAP
+                f"{counted(lacking, 'key has', 'keys have')} no wrapping under {uri}, and would be lost with "
+                "the other KMS keys",
+                _REWRAP,
             )
 
 
@@ -211,23 +225,28 @@ def _missing(stores: Stores, kek_uris: set[str]) -> int:
 
 
 def _check_branches(stores: Stores, uses: Sequence[KekUse]) -> Iterator[Finding]:
-    """That every branch key which wraps a key is there: without it a million keys are lost."""
+    """
+    Check that every branch key which wraps a key exists.
+
+    If one is missing, a million keys may be lost.
+    """
     named = {use: _branch_id(use.kek_uri) for use in uses}
     records = stores.key_store.get([key_id for key_id in named.values() if key_id is not None])
     good = 0
     for use, key_id in named.items():
         record = None if key_id is None else records.get(key_id)
         if record is None or record.purpose is not KeyPurpose.BRANCH or record.state is KeyState.DESTROYED:
-            what = "not there" if record is None else f"a {record.state} key of purpose {record.purpose}"
-            yield KEYS.error(
+            what = "missing" if record is None else f"a {record.state} key of purpose {record.purpose}"
+            yield KEYS.problem(
                 IntegrityError,
-                f"{use.wrappings:,} keys are wrapped under {use.kek_uri!r}, which is {what}",
+                f"{counted(use.wrappings, 'key is', 'keys are')} wrapped under {use.kek_uri!r}, which is "
+                f"{what}",
                 "Restore the branch key's rows from a backup: nothing else opens these keys.",
             )
         else:
             good += use.wrappings
     if good:
-        yield KEYS.ok(f"{good:,} keys are wrapped under branch keys that are there")
+        yield KEYS.ok(f"{counted(good, 'key is', 'keys are')} wrapped under branch keys that exist")
 
 
 def _branch_id(kek_uri: str) -> UUID | None:

@@ -15,6 +15,7 @@ from eventseal.keys.records import STORE_SCOPE
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.sealed_store import key_pages
 from eventseal.rotation.status.key_totals import keys_by_kind, overdue_keys
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
 
 
 MOST_SEALS = 100_000
-"""Rows whose seal is checked: some ten seconds' work; ``eventseal verify`` checks all."""
+"""
+The most rows whose MAC is checked.
+
+That takes about ten seconds. ``eventseal verify`` checks all rows.
+"""
 
 _SHOWN = 20
 _INIT = "eventseal init"
@@ -36,11 +41,12 @@ _INIT = "eventseal init"
 @KEYS.check
 def check_keys(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Finding]:
     """
-    Check the store key, what it seals, and the age of the keys.
+    Check the store key, its rows, and the age of the keys.
 
     Args:
         stores: The databases, and the settings.
-        adapters: Those that could be made; with none, what needs the store key is left out.
+        adapters: The adapters that could be created. Without any, checks that need the store key are left
+            out.
     """
     application = stores.settings.application
     held = stores.key_store.active(application, [STORE_SCOPE], purpose=KeyPurpose.STORE)
@@ -55,9 +61,9 @@ def check_keys(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Findi
 def _no_store_key(stores: Stores) -> Finding:
     application = stores.settings.application
     if stores.key_store.page(application, limit=1) or stores.key_store.changes(application, -1, []):
-        return KEYS.error(
+        return KEYS.problem(
             IntegrityError,
-            f"application {application} has keys, and no store key: somebody deleted it",
+            f"application {application} has keys, but its store key was deleted",
             "Find out who changed the key tables, and restore the store key from a backup.",
         )
     return KEYS.warning(f"application {application} has no keys yet", _INIT)
@@ -75,7 +81,7 @@ def _check_seals(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Fin
         )
     ) as keyring:
         age = keyring.tables.age()
-        # Deleted since it was read: seals() would create another, and a diagnosis writes nothing.
+        # The store key was deleted meanwhile: seals() would create another, and a diagnosis writes nothing.
         if age is None:
             yield _no_store_key(stores)
             return
@@ -85,24 +91,25 @@ def _check_seals(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Fin
     for error in broken[:_SHOWN]:
         yield KEYS.raised(error)
     if len(broken) > _SHOWN:
-        yield KEYS.error(
-            IntegrityError, f"{len(broken) - _SHOWN:,} more rows of keys do not match their seals", ""
+        yield KEYS.problem(
+            IntegrityError, f"further rows of keys that do not match their MACs: {len(broken) - _SHOWN:,}", ""
         )
     if not broken:
-        which = f"the first {checked:,}" if checked >= MOST_SEALS else f"all {checked:,}"
-        yield KEYS.ok(f"the store key opens, and the seals of {which} keys fit")
+        which = "the first " if checked >= MOST_SEALS else ""
+        rows = counted(checked, "key is authentic", "keys are authentic")
+        yield KEYS.ok(f"the store key opens, and {which}{rows}")
 
 
 def _check_format(found: str | None, expected: int) -> Iterator[Finding]:
-    """Check the change mark, and whether an old copy of the key tables would be refused."""
+    """Check the change mark, and that old key tables would be refused."""
     if found == "old":
-        yield KEYS.error(
+        yield KEYS.problem(
             ConfigurationError,
-            "the key tables are of an earlier release: keys can be used, but not created or changed",
-            "Stop all processes of the earlier release. Then upgrade the tables: `eventseal init`.",
+            "the key tables are of an earlier release: you can use keys, but not create or change them",
+            "Stop all processes of the earlier release. Then upgrade the tables: eventseal init",
         )
     elif found == "upgraded" and expected < NEW_KEY_TABLES:
-        yield KEYS.error(
+        yield KEYS.problem(
             ConfigurationError,
             "the key tables were upgraded, but an old copy of them would still be accepted",
             "Set key_tables = 2 in eventseal.toml, or EVENTSEAL_KEY_TABLES=2, for every process.",
@@ -133,12 +140,13 @@ def _check_age(stores: Stores) -> Iterator[Finding]:
         now=stores.key_store.now(),
     )
     if not overdue.keys:
-        yield KEYS.ok("no active data key is over the age or the items at which it is replaced")
+        yield KEYS.ok("no active data key is due for rotation")
         return
     shown = ", ".join(overdue.scopes) + (", ..." if overdue.keys > len(overdue.scopes) else "")
     words = "".join(f" --scope {scope}" for scope in overdue.scopes)
     yield KEYS.note(
-        f"{overdue.keys:,} active data keys are due for rotation, at the next item of: {shown}",
+        f"{counted(overdue.keys, 'active data key is', 'active data keys are')} due for rotation, at the "
+        f"next item of: {shown}",
         f"eventseal rotate{words if overdue.keys <= len(overdue.scopes) else ''}",
     )
 
@@ -146,11 +154,12 @@ def _check_age(stores: Stores) -> Iterator[Finding]:
 @LEDGER.check
 def check_ledger(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Finding]:
     """
-    Read and verify the whole ledger, and compare it with the tombstones of the key tables.
+    Verify the whole ledger, and compare it with the tombstones.
 
     Args:
         stores: The databases, and the settings.
-        adapters: Those that could be made; with none, what needs the ledger's key is left out.
+        adapters: The adapters that could be created. Without any, checks that need the ledger's key are left
+            out.
     """
     if stores.settings.ledger is None:
         yield from _without_ledger(stores)
@@ -163,36 +172,41 @@ def check_ledger(stores: Stores, adapters: Sequence[KmsAdapter]) -> Iterator[Fin
 def _without_ledger(stores: Stores) -> Iterator[Finding]:
     totals = keys_by_kind(stores.datastore.key_engine, application=stores.settings.application)
     kinds = {total.kind for total in totals}
-    subjects = "there are subjects to erase, and no ledger: a restore would bring erased keys back"
-    nobody = "no erasure ledger is configured: no erasure outlives a restore, and no damaged row is set aside"
+    subjects = (
+        "no erasure ledger is configured, but subjects have keys: a restore would bring erased keys back"
+    )
+    nobody = (
+        "no erasure ledger is configured: a restore of the keys undoes erasures, and you cannot set damaged "
+        "rows aside"
+    )
     yield LEDGER.warning(
         subjects if "subject" in kinds else nobody,
-        f'Name a file or a database: ledger = "erasures.jsonl" in eventseal.toml, then: {_INIT}',
+        f'Add a line such as ledger = "erasures.jsonl" to eventseal.toml, then run: {_INIT}',
     )
 
 
 def _check(seal: EventSeal, ledger: Ledger) -> Iterator[Finding]:
     application = seal.settings.application
     if not ledger.exists(application):
-        yield LEDGER.error(
+        yield LEDGER.problem(
             ConfigurationError,
             f"{ledger.name} has no entry of application {application!r}",
-            f"Put it back from its copy. If there never was one: {_INIT}",
+            f"Restore the ledger from its copy. If there never was one, run: {_INIT}",
             Severity.WARNING,
         )
         return
     reading = Reading.of(seal, ledger)
     unrecorded = {record.scope for record in reading.unrecorded}
     for scope in sorted(reading.open_scopes):
-        yield LEDGER.warning(
-            f"a shred of scope {scope!r} was begun and is not done", f"eventseal shred {scope}"
-        )
+        yield LEDGER.warning(f"a shred of scope {scope!r} began and is not done", f"eventseal shred {scope}")
     if unrecorded:
-        yield LEDGER.error(
+        yield LEDGER.problem(
             IntegrityError,
-            f"{len(unrecorded):,} scopes were shredded, such as {min(unrecorded)!r}, and {ledger.name} does "
-            "not say so: entries are missing at its end, or they were shredded without it",
-            "Put it back from its newest copy. eventseal verify --after-restore --dry-run lists them.",
+            f"{counted(len(unrecorded), 'scope was', 'scopes were')} shredded, such as {min(unrecorded)!r}, "
+            f"but {ledger.name} has no entry of that. Its last entries are missing, or the shred had no "
+            "ledger",
+            "Restore the ledger from its newest copy. To list the scopes: eventseal verify --after-restore "
+            "--dry-run",
         )
     else:
-        yield LEDGER.ok(f"{ledger.name}: all {reading.entries:,} entries verify")
+        yield LEDGER.ok(f"{ledger.name}: {counted(reading.entries, 'entry', 'entries')} verified")

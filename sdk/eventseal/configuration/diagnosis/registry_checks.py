@@ -1,4 +1,4 @@
-"""Checks of the registry: every table of sealed items is in it; and of migrations and other jobs."""
+"""Checks of the registry of tables, and of migrations and jobs."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from eventseal.storage.unregistered import (
     unregistered_eventsourcing_tables,
     unregistered_tables,
 )
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -36,13 +37,13 @@ if TYPE_CHECKING:
 @REGISTRY.check
 def check_registry(stores: Stores) -> Iterator[Finding]:
     """
-    Compare the registry with the settings and with the tables that are there.
+    Compare the registry with the settings and with the existing tables.
 
     Args:
         stores: The databases, and the settings.
     """
     settings, datastore = stores.settings, stores.datastore
-    # As it stands, without what record classes say: that is compared below.
+    # The rows alone, without the record classes: those are compared below.
     registry = read_registry(datastore.key_engine)
     rows = registry.tables
     unreadable = {row.table for row in registry.unreadable if row.table is not None}
@@ -67,9 +68,10 @@ def check_registry(stores: Stores) -> Iterator[Finding]:
 
 def reachable_tables(stores: Stores) -> list[SealedTable]:
     """
-    Give the registered tables that are in the items' database; what is amiss with others is found elsewhere.
+    Return the registered tables that are in the items' database.
 
-    One that applications share has ``application=None``.
+    Other checks report problems of the other tables. A table that applications share has
+    ``application=None``.
 
     Args:
         stores: The databases, and the settings.
@@ -83,57 +85,65 @@ def reachable_tables(stores: Stores) -> list[SealedTable]:
 def _check_listed(
     stores: Stores, mine: Sequence[SealedTable], unreadable: Collection[str]
 ) -> Iterator[Finding]:
-    """What is listed and not registered is passed over by retire and verify: they would not look there."""
+    """
+    Check that the tables in the settings are registered.
+
+    `retire` and `verify` read registered tables only, and would skip the others.
+    """
     application = stores.settings.application
     listed = filter(None, map(sealed_columns, stores.datastore.tables))
     theirs = stores.datastore.described_eventsourcing_tables(application=application)
     for wanted in (*(SealedTable.of(columns, application) for columns in listed), *theirs):
         same = [row for row in mine if row.table == wanted.table]
         if wanted.table in unreadable:
-            continue  # what is wrong with it has been told
+            continue  # its problem has been reported
         if not same:
-            text = f"table {wanted.table} is listed in the settings and not registered"
+            text = f"table {wanted.table} is listed in the settings, but not registered"
         elif all(row.columns != wanted.columns for row in same):
             text = f"table {wanted.table} is registered with other columns"
         else:
             continue
-        yield REGISTRY.error(ConfigurationError, text, "eventseal init")
+        yield REGISTRY.problem(ConfigurationError, text, "eventseal init")
     yield from _check_collections(stores, mine)
     there = {table.table for table in theirs}
     absent = [name for name in stores.datastore.eventsourcing_tables if name not in there]
     if absent:
         yield REGISTRY.note(
-            f"listed in eventsourcing_tables, and not there yet: {', '.join(absent)}",
-            "When its application has made it: eventseal init",
+            f"listed in eventsourcing_tables, but not in the database yet: {', '.join(absent)}",
+            "After its application has created it, run: eventseal init",
         )
 
 
 def _check_collections(stores: Stores, mine: Sequence[SealedTable]) -> Iterator[Finding]:
-    """Two tables with one collection: a row that is copied from the one to the other opens there."""
+    """
+    Check that no two tables share a collection.
+
+    A row that is copied from one of them to the other would open there.
+    """
     datastore, application = stores.datastore, stores.settings.application
     own = {record.__table__.fullname for record in OWN_RECORDS}
     tables = tables_of(datastore.registry().tables, application)
-    # EventSeal's own come first (docs/decisions/0022): the class of another one can be given another name.
+    # EventSeal's own tables come first (docs/decisions/0022): only the class of another table can change.
     tables.sort(key=lambda table: (table.table not in own, table.table))
     for number, table in enumerate(tables):
         entry = entry_of(mine, table.table, application)
         sharing = [other.table for other in tables[:number] if table.shares_collection_with(other)]
         if table.former_collection is not None:
             text = (
-                f"items of {table.table} may be bound to {table.former_collection!r} still, and not to "
-                f"{table.collection!r}: until they are moved, it accepts both"
+                f"items of {table.table} may still be bound to {table.former_collection!r}, not to "
+                f"{table.collection!r}. Until they are moved, the table accepts both"
             )
             remedy = ""
         elif entry is not None and entry.collection != table.collection:
             text = (
-                f"items of {table.table} may be bound to {entry.collection!r}, and its record class says "
-                f"{table.collection!r}: they do not open"
+                f"items of {table.table} may be bound to {entry.collection!r}, but its record class names "
+                f"{table.collection!r}: such items do not open"
             )
             remedy = f"Set __former_collection__ = {entry.collection!r} in its record class"
         elif sharing:
             text = (
                 f"table {table.table} has the collection {table.collection!r}, like {', '.join(sharing)}: "
-                "a row that is copied from there opens"
+                "a row that is copied from there opens here"
             )
             remedy = (
                 f"Set __collection__ = {table.table!r} and __former_collection__ = {table.collection!r} in "
@@ -144,7 +154,7 @@ def _check_collections(stores: Stores, mine: Sequence[SealedTable]) -> Iterator[
         name = table.table if sharing else table.collection
         restart = f"{remedy}, and restart every process that uses it. Then: " if remedy else ""
         command = f"eventseal reencrypt --table {table.table} --to-collection {name}"
-        yield REGISTRY.error(ConfigurationError, text, f"{restart}{command}")
+        yield REGISTRY.problem(ConfigurationError, text, f"{restart}{command}")
 
 
 @reads("looking for registered tables")
@@ -154,13 +164,13 @@ def _check_there(connection: Connection, rows: Sequence[SealedTable]) -> list[Fi
         if database != DEFAULT_DATABASE:
             text = f"table {name} is registered in database {database!r}, which is not configured"
             remedy = "Run maintenance where that database is configured."
-            found.append(REGISTRY.error(ConfigurationError, text, remedy))
+            found.append(REGISTRY.problem(ConfigurationError, text, remedy))
         elif not has_table(connection, name):
-            text = f"table {name} is registered, and not there"
-            remedy = f"Restore it; if it was dropped on purpose: {forget_statement(row)}"
-            found.append(REGISTRY.error(MissingTableError, text, remedy))
+            text = f"table {name} is registered, but does not exist"
+            remedy = f"Restore it. If it was dropped on purpose: {forget_statement(row)}"
+            found.append(REGISTRY.problem(MissingTableError, text, remedy))
         elif not has_key_id_indexes(connection, row):
-            text = f"table {name} lacks an index on the key ids in its envelopes: every count reads all of it"
+            text = f"table {name} lacks an index on the key ids in its envelopes: counts read the whole table"
             found.append(REGISTRY.warning(text, "eventseal init"))
     return found
 
@@ -176,7 +186,7 @@ def _check_others(stores: Stores) -> Iterator[Finding]:
     except ConfigurationError as error:  # no key can be retired
         yield REGISTRY.raised(error)
     except IntegrityError:
-        return  # rows that cannot be read are told apart
+        return  # the rows that cannot be read are reported on their own
 
 
 def _unregistered(
@@ -184,37 +194,37 @@ def _unregistered(
 ) -> Iterator[Finding]:
     names = unregistered_tables(connection, rows, unsealed_tables=unsealed)
     if names:
-        yield REGISTRY.error(
+        yield REGISTRY.problem(
             ConfigurationError,
-            f"not registered, but with a key_id beside a binary column: {', '.join(names)}",
-            "If they hold sealed items, add their record classes to `tables`, then: eventseal init. "
-            f"If they do not: {_setting('unsealed_tables', names, unsealed)}",
+            f"not registered, but with a key_id next to a binary column: {', '.join(names)}",
+            "If they hold encrypted items, add their record classes to `tables`, then run `eventseal init`. "
+            f"If not, set {_setting('unsealed_tables', names, unsealed)}",
         )
     copies = copies_of_items(connection, rows, unsealed_tables={*unsealed, *names})
     if copies:
-        yield REGISTRY.error(
+        yield REGISTRY.problem(
             ConfigurationError,
-            f"not registered, but with sealed items in it: {', '.join(copies)}",
-            "If somebody needs the items, put them back into their table, or add the record class to "
-            "`tables`, then: eventseal init. If not, drop the table; if what is in it need not open: "
-            f"{_setting('unsealed_tables', copies, unsealed)}",
+            f"not registered, but with encrypted items: {', '.join(copies)}",
+            "If you need the items, move them back into their table, or add the record class to `tables` and "
+            "run `eventseal init`. If you do not need the items, drop the table. If the items need not open, "
+            f"set {_setting('unsealed_tables', copies, unsealed)}",
         )
-    # What is listed and not registered has been told already.
+    # Tables that are listed but not registered have been reported before.
     theirs = unregistered_eventsourcing_tables(connection, rows, unsealed_tables={*unsealed, *listed})
     if theirs:
-        yield REGISTRY.error(
+        yield REGISTRY.problem(
             ConfigurationError,
             f"not registered, but with the columns of the eventsourcing library: {', '.join(theirs)}",
-            f"If they are to hold sealed items: {_setting('eventsourcing_tables', theirs, listed)}, then: "
-            f"eventseal init. If not: {_setting('unsealed_tables', theirs, unsealed)}",
+            f"If they must hold encrypted items, set {_setting('eventsourcing_tables', theirs, listed)}, "
+            f"then run `eventseal init`. If not, set {_setting('unsealed_tables', theirs, unsealed)}",
         )
     tagged = tables_of_tagged_events(connection, unsealed_tables=unsealed)
     if tagged:
-        yield REGISTRY.error(
+        yield REGISTRY.problem(
             ConfigurationError,
-            f"with events by tags, which verify cannot read: {', '.join(tagged)}",
-            f"If they hold no encrypted events: {_setting('unsealed_tables', tagged, unsealed)}. "
-            "Else nothing is proved of them, and no key is retired.",
+            f"tables with events by tags, which `eventseal verify` cannot read: {', '.join(tagged)}",
+            f"If they hold no encrypted events, set {_setting('unsealed_tables', tagged, unsealed)}. "
+            "If they do, EventSeal can prove nothing about them, and retires no key.",
             Severity.WARNING,
         )
 
@@ -227,7 +237,7 @@ def _setting(setting: str, found: Collection[str], given: Collection[str]) -> st
 @JOBS.check
 def check_jobs(stores: Stores) -> Iterator[Finding]:
     """
-    Look for re-encryptions and migrations that did not end, and that nobody is at.
+    Find unfinished re-encryptions and migrations that no process runs.
 
     Args:
         stores: The databases, and the settings.
@@ -242,19 +252,19 @@ def check_jobs(stores: Stores) -> Iterator[Finding]:
     for step in left:
         yield JOBS.warning(step.reason, step.command)
     if not left and not problems:
-        yield JOBS.ok("no re-encryption or migration was left half done")
+        yield JOBS.ok("no re-encryption or migration is unfinished")
 
 
 @MIGRATION.check
 def check_migration(stores: Stores) -> Iterator[Finding]:
     """
-    Compare the older formats that the settings name with those that the registry says are accepted.
+    Compare the older formats in the settings with the registry.
 
     Args:
         stores: The databases, and the settings.
 
     Raises:
-        ConfigurationError: A key of an older format is not where the settings say.
+        ConfigurationError: The key of an older format is not in the place that the settings name.
     """
     tables = reachable_tables(stores)
     accepting = [table for table in tables if table.old_formats]
@@ -263,24 +273,26 @@ def check_migration(stores: Stores) -> Iterator[Finding]:
         yield from _check_accepted(accepting, named)
         if not stores.settings.event_modules:
             yield MIGRATION.warning(
-                "a migration has begun, and event_modules is not set: `eventseal migrate` leaves "
-                "every item whose classes no listed module defines or registers",
+                "a migration has begun, but event_modules is not set: `eventseal migrate` skips every item "
+                "whose classes no listed module defines or registers",
                 "List the modules that define your events in eventseal.toml, such as: "
                 'event_modules = ["shop"]',
             )
     elif named:
         yield from _check_named(tables, named)
     else:
-        yield MIGRATION.ok("no older format is accepted, and none is named")
+        yield MIGRATION.ok("no older format is accepted, and old_formats is not set")
         return
     settings = stores.settings
-    configured_formats(settings.old_formats, max_plaintext=settings.max_plaintext)  # have the keys read
+    configured_formats(settings.old_formats, max_plaintext=settings.max_plaintext)  # reads the keys
 
 
 @MIGRATION.check
 def check_encrypted(stores: Stores) -> Iterator[Finding]:
     """
-    Count the items that are not encrypted where no reader takes them; `verify` opens the others.
+    Count the plaintext items that no reader accepts.
+
+    `verify` opens the other items.
 
     Args:
         stores: The databases, and the settings.
@@ -292,11 +304,11 @@ def check_encrypted(stores: Stores) -> Iterator[Finding]:
         engine = stores.datastore.engine
         items = count_unreadable(engine, table) if accepts_plain else count_plain(engine, table)
         if items:
-            yield MIGRATION.error(
+            yield MIGRATION.problem(
                 EncryptionRequiredError,
-                f"{items:,} items of {table.table} are not encrypted, and no reader takes them",
-                "If an older application wrote them, name their format in old_formats, then: "
-                "eventseal migrate begin. Else find out who wrote them: eventseal verify names each.",
+                f"{counted(items, 'item')} of {table.table} without encryption, which no reader accepts",
+                "If an older application wrote them, name their format in old_formats, then run `eventseal "
+                "migrate begin`. If not, find out who wrote them: `eventseal verify` names each.",
             )
 
 
@@ -306,16 +318,16 @@ def _check_accepted(accepting: Sequence[SealedTable], named: Sequence[str]) -> I
     if unnamed:
         tables = ", ".join(table.table for table in accepting if {*table.old_formats} & {*unnamed})
         yield MIGRATION.warning(
-            f"the readers of {tables} are to accept {', '.join(unnamed)}, which old_formats does not "
-            "name here: this process refuses such items",
-            "Name them in old_formats, with where their keys are; or, if none is left: "
-            "eventseal migrate finish",
+            f"the readers of {tables} must accept {', '.join(unnamed)}, but old_formats does not name it "
+            "here: this process refuses such items",
+            "Add it to old_formats, with the place of its key. If no such item is left: eventseal migrate "
+            "finish",
         )
     tables = ", ".join(table.table for table in accepting)
     yield MIGRATION.note(
-        f"a migration was begun and is not finished: beside envelopes, {', '.join(formats)} is accepted "
-        f"in {tables}",
-        "eventseal status tells what is left; last: eventseal migrate finish",
+        f"a migration began and is not finished. In addition to envelopes, {tables} accepts "
+        f"{', '.join(formats)}",
+        "To see the items that are left, run `eventseal status`. Last, run `eventseal migrate finish`.",
     )
 
 
@@ -323,9 +335,9 @@ def _check_named(tables: Sequence[SealedTable], named: Sequence[str]) -> Iterato
     formats = ", ".join(dict.fromkeys(named))
     if tables and all(table.is_migrated for table in tables):
         yield MIGRATION.warning(
-            f"old_formats names {formats}, and the migration has ended: a line in the registry "
-            "would have it accepted again",
-            "Take old_formats out of the settings, and destroy the old keys.",
+            f"old_formats names {formats}, but the migration has ended: an edited row of the registry could "
+            "make readers accept it again",
+            "Remove old_formats from the settings, and destroy the old keys.",
         )
     else:
         yield MIGRATION.note(

@@ -1,4 +1,4 @@
-"""Checks of the tables: their columns, keys, indexes and rights; and of the fences that guard the items."""
+"""Checks of the tables, their permissions, and the fences."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from eventseal.storage.items.fences import CLOSED, fence_states, missing_fence_t
 from eventseal.storage.items.table_queries import described
 from eventseal.storage.jobs.tables import job_metadata
 from eventseal.storage.keys.tables import fence_metadata, key_fences, key_metadata
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -42,13 +43,13 @@ _RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 @TABLES.check
 def check_tables(datastore: SQLAlchemyDatastore) -> Iterator[Finding]:
     """
-    Compare the tables that are there with those that are needed.
+    Compare the existing tables with the needed ones.
 
     Args:
-        datastore: Lists the items' tables.
+        datastore: The datastore, which lists the items' tables.
     """
-    beside = [*fence_metadata.sorted_tables, *job_metadata.sorted_tables]
-    items = [record.__table__ for record in datastore.tables] + beside
+    others = [*fence_metadata.sorted_tables, *job_metadata.sorted_tables]
+    items = [record.__table__ for record in datastore.tables] + others
     keys = list(key_metadata.sorted_tables)
     if datastore.key_engine is datastore.engine:
         yield from _check(datastore.engine, "items and keys", items + keys)
@@ -63,7 +64,7 @@ def _check(engine: Engine, what: str, tables: Sequence[Table]) -> Iterator[Findi
     yield from found
     if not any(finding.severity.asks_for_action for finding in found):
         names = ", ".join(sorted(table.fullname for table in tables))
-        yield TABLES.ok(f"{what}: {len(tables)} tables as needed: {names}")
+        yield TABLES.ok(f"{what}: {counted(len(tables), 'table')} as needed: {names}")
 
 
 def _differences(connection: Connection, tables: Sequence[Table]) -> list[Finding]:
@@ -71,7 +72,7 @@ def _differences(connection: Connection, tables: Sequence[Table]) -> list[Findin
     found: list[Finding] = []
     for table in tables:
         if not inspector.has_table(table.name, schema=table.schema):
-            found.append(TABLES.error(MissingTableError, f"there is no table {table.fullname}", _INIT))
+            found.append(TABLES.problem(MissingTableError, f"there is no table {table.fullname}", _INIT))
             continue
         found += _missing_columns(connection, inspector, table)
         found += _missing_keys(connection, inspector, table)
@@ -87,21 +88,26 @@ def _missing_columns(connection: Connection, inspector: Inspector, table: Table)
         if column.name not in there:
             is_added = column.name == KEY_ID or column.info == ADDED
             remedy = _INIT if is_added else f"{column_addition(connection, table, column)};"
-            yield TABLES.error(
+            yield TABLES.problem(
                 ConfigurationError, f"table {table.fullname} has no column {column.name}", remedy
             )
 
 
 def _missing_keys(connection: Connection, inspector: Inspector, table: Table) -> Iterator[Finding]:
-    """That one of two writers loses, whatever both believe, rests on these alone."""
+    """
+    Check the unique keys of a table.
+
+    Only they guarantee that one of two writers to the same position fails.
+    """
     unique = _unique_columns(connection, inspector, table)
     wanted = [table.primary_key, *(c for c in table.constraints if isinstance(c, UniqueConstraint))]
     for constraint in wanted:
         names = [column.name for column in constraint.columns]
         if names and frozenset(names) not in unique:
-            yield TABLES.error(
+            yield TABLES.problem(
                 ConfigurationError,
-                f"table {table.fullname} does not keep {', '.join(names)} unique: two writers may both win",
+                f"table {table.fullname} does not keep {', '.join(names)} unique: two writers "
+                "may both succeed",
                 f"CREATE UNIQUE INDEX ON {table.fullname} ({', '.join(names)});",
             )
 
@@ -121,14 +127,14 @@ def _missing_indexes(connection: Connection, table: Table) -> Iterator[Finding]:
         names = tuple(column.name for column in index.columns)
         if not any(found[: len(names)] == names for found in there):
             yield TABLES.warning(
-                f"table {table.fullname} has no index on {', '.join(names)}: rotation reads all of it",
+                f"table {table.fullname} has no index on {', '.join(names)}: rotation reads the whole table",
                 _create_index(connection, index),
             )
 
 
 def _create_index(connection: Connection, index: Index) -> str:
     statement = str(CreateIndex(index).compile(dialect=connection.dialect))
-    if connection.dialect.name == "postgresql":  # while the application writes
+    if connection.dialect.name == "postgresql":  # does not block the application's writes
         statement = statement.replace("INDEX", "INDEX CONCURRENTLY", 1)
     return f"{' '.join(statement.split())};"
 
@@ -144,13 +150,13 @@ def _missing_rights(connection: Connection, table: Table) -> Iterator[Finding]:
             f"role {role} has no {', '.join(denied)} on table {table.fullname}",
             remedy=f"GRANT {', '.join(denied)} ON {name} TO {quote(role)};",
         )
-        # Only what is about to be done needs it: a service that appends deletes nothing.
+        # Each service needs only the rights that it uses: a service that appends never deletes.
         is_fatal = "SELECT" in denied
         yield TABLES.raised(error, Severity.ERROR if is_fatal else Severity.NOTE)
 
 
 MOST_KEYS = 1000
-"""Keys of a table that are looked at; a table may name millions."""
+"""The most keys that are checked: a table may name millions."""
 
 _SHOWN = 3
 
@@ -158,7 +164,7 @@ _SHOWN = 3
 @FENCES.check
 def check_fences(stores: Stores) -> Iterator[Finding]:
     """
-    Look at the fences of the keys that items name, and at those that are closed.
+    Check the fences of the items' keys, and the closed fences.
 
     Args:
         stores: The databases, and the settings.
@@ -170,23 +176,27 @@ def check_fences(stores: Stores) -> Iterator[Finding]:
     yield from found
     if not found:
         yield FENCES.ok(
-            f"the active keys of {len(tables)} tables have fences, and no retire was left half done"
+            f"the active keys of {counted(len(tables), 'table')} have fences, and no `retire` is unfinished"
         )
 
 
 def _check_closed(stores: Stores) -> Iterator[Finding]:
     for record in _mine(stores, _closed_fences(stores.datastore.engine)).values():
-        # A compromised key's fence is closed when it is marked, and is to stay so.
+        # Marking a key as compromised closes its fence, which must stay closed.
         if record.state in {KeyState.ACTIVE, KeyState.DEACTIVATED}:
             yield FENCES.warning(
-                f"the fence of live key {record.key_id} is closed: a retire was interrupted",
+                f"the fence of {record.state} key {record.key_id} is closed: a `retire` was interrupted",
                 f"eventseal retire --key {record.key_id}",
             )
 
 
 @reads("reading the fences")
 def _closed_fences(connection: Connection) -> list[UUID]:
-    """The newest ones: a key that was retired long ago has its tombstone for sure."""
+    """
+    Return the newest closed fences.
+
+    A key that was retired long ago certainly has its tombstone.
+    """
     query = select(key_fences.c.key_id).where(key_fences.c.state == CLOSED, HoldsUUID(key_fences.c.key_id))
     return list(connection.execute(query.order_by(key_fences.c.key_id.desc()).limit(MOST_KEYS)).scalars())
 
@@ -198,11 +208,10 @@ def _check_table(stores: Stores, table: SealedTable) -> Iterator[Finding]:
     yield from _check_keys(table, [key_id for key_id in named if key_id not in mine], mine, stores)
     differing, _ = differing_items(stores.datastore, stores.key_store, table, limit=0)
     if differing:
-        items = "1 item" if differing == 1 else f"{differing:,} items"
-        name = "names" if differing == 1 else "name"
-        yield FENCES.error(
+        yield FENCES.problem(
             IntegrityError,
-            f"{items} of {table.table} {name} another key in the column than in the envelope",
+            f"{counted(differing, 'item')} of {table.table} with another key in the column than in the "
+            "envelope",
             "To find them: `eventseal verify`. To repair them: `eventseal repair --from-backup URL`.",
         )
     missing = missing_fence_triggers(engine, table)
@@ -210,8 +219,8 @@ def _check_table(stores: Stores, table: SealedTable) -> Iterator[Finding]:
         return
     if not table.has_key_ids:
         yield FENCES.warning(
-            f"table {table.table}, which another program writes, has no trigger that takes the fences: "
-            "no key can be retired",
+            f"table {table.table}, which another program writes, has no trigger that locks the fences, so no "
+            "key can be retired",
             _INIT,
         )
         return
@@ -220,8 +229,8 @@ def _check_table(stores: Stores, table: SealedTable) -> Iterator[Finding]:
     unfenced = [key_id for key_id in active if key_id not in fenced]
     if unfenced:
         yield FENCES.warning(
-            f"table {table.table} has items under {_listed(unfenced)}, which has no fence, and no "
-            "trigger: what writes it takes none, and a retire may lose its items",
+            f"table {table.table} has items under {_listed(unfenced)} without a fence, and no trigger: its "
+            "writer locks no fence, and a `retire` may lose its items",
             "".join([f"{statement};\n" for statement in missing]),
         )
 
@@ -229,20 +238,22 @@ def _check_table(stores: Stores, table: SealedTable) -> Iterator[Finding]:
 def _check_keys(
     table: SealedTable, unknown: Collection[UUID], mine: dict[UUID, KeyRecord], stores: Stores
 ) -> Iterator[Finding]:
-    # They may be another application's, or of an older format that looks like an envelope by chance.
+    # Such items may belong to another application, or have an older format that looks like an envelope.
     if unknown and table.application is not None and not table.old_formats:
-        yield FENCES.error(
+        yield FENCES.problem(
             IntegrityError,
             f"items of table {table.table} name {_listed(unknown)}, which application "
             f"{stores.settings.application} does not have",
-            "Restore the key tables of the same moment as the items. For each item: eventseal verify",
+            "Restore the key tables from a backup of the same time as the items. To list the items: "
+            "eventseal verify",
         )
     retired = [key_id for key_id, record in mine.items() if record.destroyed_by == "retired"]
     if retired:
-        yield FENCES.error(
+        yield FENCES.problem(
             IntegrityError,
             f"items of table {table.table} name {_listed(retired)}, which was retired: nothing opens them",
-            "They were written around the fence, or restored: restore the keys too. eventseal verify",
+            "If the items were restored, restore the keys from a backup of the same time. If not, a program "
+            "wrote them without the fence. To list them: eventseal verify",
         )
 
 
@@ -254,7 +265,7 @@ def _mine(stores: Stores, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
 
 @reads("reading the keys of {table.table}")
 def _named_keys(connection: Connection, table: SealedTable) -> list[UUID]:
-    """Walk along the index from key to key: reading every item would take hours."""
+    """Read the index from key to key: reading every item takes hours."""
     key_id = described(table).key_id
     first = select(key_id).where(key_id.is_not(None)).order_by(key_id).limit(1).scalar_subquery()
     walk = select(first.label("key_id")).cte("walk", recursive=True)
