@@ -70,7 +70,7 @@ class Finding(NamedTuple):
 
 
 def page(text: str) -> Iterator[Passage]:
-    """The passages of a Markdown page: code blocks and comments are left out."""
+    """Yield the passages of a Markdown page, without code blocks and comments."""
     line = 1
     kind = "page"
     for token in MarkdownIt("commonmark").enable("table").parse(text):
@@ -89,7 +89,7 @@ def page(text: str) -> Iterator[Passage]:
 
 
 def docstring(text: str, first_line: int) -> Iterator[Passage]:
-    """The passages of a docstring: paragraphs, list items, and the entries of ``Args`` and the like."""
+    """Yield the paragraphs, list items and entries (``Args:``) of a docstring."""
     gathered: list[str] = []
     start = first_line
     code = summary = False
@@ -125,7 +125,7 @@ def docstring(text: str, first_line: int) -> Iterator[Passage]:
 
 
 def module(text: str) -> Iterator[Passage]:
-    """The docstrings and the messages of a Python module."""
+    """Yield the docstrings and the messages of a Python module."""
     tree = ast.parse(text)
     documented = set()
     parts = set()
@@ -157,7 +157,7 @@ def module(text: str) -> Iterator[Passage]:
 
 
 def sentences(text: str) -> Iterator[str]:
-    """The sentences of a passage, with a placeholder for code and addresses."""
+    """Yield the sentences of a passage, with code and addresses masked."""
     text = _ABBREVIATION.sub(r"\1", _LINK.sub("`code`", _CODE.sub("`code`", text)))
     yield from filter(None, (part.strip() for part in _SENTENCE_END.split(text)))
 
@@ -191,7 +191,7 @@ def read(path: Path) -> Iterator[Finding]:
 
 
 def files(chosen: list[Path]) -> Iterator[Path]:
-    """Yield the checked files that are in the chosen files and folders, or all."""
+    """Yield the checked files, or only the chosen ones."""
     for pattern in PAGES + MODULES:
         for path in sorted(REPOSITORY.glob(pattern)):
             if not chosen or any(path.is_relative_to(one.resolve()) for one in chosen):

@@ -1,1 +1,1 @@
-"""KMS adapters for EventSeal, found by the entry points of the group ``eventseal.kms``."""
+"""KMS adapters for EventSeal, found by the entry points ``eventseal.kms``."""

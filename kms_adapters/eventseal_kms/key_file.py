@@ -1,4 +1,4 @@
-"""The local adapter's key file: 32 bytes in base64, readable by its owner alone."""
+"""Key files: 32 bytes in base64, private to their owner."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ _NOT_A_KEY = (
 
 def read_key_file(path: Path) -> bytes:
     """
-    Read a key that only its owner can read. A symbolic link is followed, and what it leads to is checked.
+    Read a key file, which only its owner may be able to read.
+
+    It follows a symbolic link, and checks the file that the link leads to.
 
     Args:
         path: The key file.
@@ -34,10 +36,11 @@ def read_key_file(path: Path) -> bytes:
         The 32 bytes.
 
     Raises:
-        ConfigurationError: There is no such file, it is not ours, open to others, or holds no key.
+        ConfigurationError: The file does not exist, belongs to another user, gives others access, or holds no
+            key.
     """
     content = _read_private(path)
-    # The bytes are looked at in a frame of their own, so that no error's traceback has them among its locals.
+    # A separate frame reads the bytes, so that no error's traceback has them among its locals.
     key = _decoded(content)
     if key is None:
         del content
@@ -49,13 +52,15 @@ def read_key_file(path: Path) -> bytes:
 
 def create_key_file(path: Path) -> None:
     """
-    Write a new random key, mode 0600, durably. Missing directories are made for their owner alone.
+    Write a new random key, with mode 0600, durably.
+
+    It creates missing directories, which only their owner can enter.
 
     Args:
-        path: Must not exist: nothing is ever overwritten, and a link is not followed.
+        path: A path that does not exist. The function overwrites nothing, and does not follow a link.
 
     Raises:
-        ConfigurationError: The path is taken, or cannot be written.
+        ConfigurationError: Something exists at the path, or the path cannot be written.
     """
     try:
         _make_private_directories(path.parent)
@@ -71,7 +76,7 @@ def create_key_file(path: Path) -> None:
         _fill(descriptor)
         _sync_directory(path.parent)
     except BaseException as error:
-        # Half a key file would be taken for a broken key for ever after; nothing is sealed under it yet.
+        # Delete it, because half a key file would look like a damaged key. Nothing is sealed under it yet.
         with suppress(OSError):
             path.unlink()
         if isinstance(error, OSError):

@@ -226,7 +226,7 @@ def _unanswered(caught: OSError | urllib3.exceptions.HTTPError) -> NoAnswer:
 
 
 def _innermost(caught: BaseException) -> str:
-    """Return the words of the operating system or of TLS in an exception."""
+    """Return the message of the operating system or of TLS."""
     while True:
         inner = getattr(caught, "reason", None) or (caught.args[-1] if caught.args else None)
         if not isinstance(inner, BaseException):

@@ -232,7 +232,7 @@ def _error_in(result: Mapping[str, Any] | EventSealError) -> str:
 
 
 def _for_each(items: Sequence[object], error: EventSealError) -> list[Any]:
-    """Return a copy of the error for each item: raising adds a traceback."""
+    """Copy the error for each item, because raising adds a traceback."""
     return [copy(error) for _ in items]
 
 

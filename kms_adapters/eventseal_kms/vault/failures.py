@@ -67,8 +67,8 @@ class Meaning:
 
 
 ROW_CHANGED = (
-    "Restore the key's row from a backup, and find out who changed it. If you moved to another Vault, or the "
-    "transit key was deleted and created again, its key of this name is a different key: restore the former."
+    "Restore the key's row from a backup, and find out who changed it. In another Vault, or if the transit "
+    "key was deleted and created again, its key of this name is a different key: restore the former."
 )
 _CREATE_KEY = "Check the URI, then create the key: `vault write {mount}/keys/{name} derived=true`."
 

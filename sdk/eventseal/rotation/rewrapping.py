@@ -134,8 +134,9 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
         raise JobError(
             f"{what} is needed: without it, {counted(proof.failed, 'key')} cannot be opened. "
             f"The first error: {reason}",
-            remedy="Run `eventseal rewrap`, then check again. If it reports failures, find out who changed "
-            "the key tables, and restore the rows of those keys from a backup.",
+            remedy="If kms_key names no other KMS key, add one. Then run `eventseal rewrap`, and check again. "
+            "If the rewrap reports failures, find out who changed the key tables, and restore the rows of "
+            "those keys from a backup.",
             kek_uri=uri,
             kek_version=version,
             keys=proof.failed,
@@ -188,9 +189,9 @@ def _is_of_a_key_file(uri: str) -> bool:
 
 
 def _no_such_version(version: str, uri: str, known: Sequence[str | None]) -> ConfigurationError:
-    """Refuse ``1`` where ``v1`` is meant, and every other version under which nothing is."""
+    """Return the refusal of a version that wraps no key."""
     there = sorted({told for told in known if told is not None})
-    near = [told for told in there if told.casefold().endswith(version.casefold())]
+    near = [told for told in there if told.casefold().endswith(version.casefold())]  # "v1" for "1"
     return ConfigurationError(
         f"no key is wrapped under version {version!r} of {uri}",
         remedy=f"Did you mean {near[0]}?" if near else f"Name one of: {', '.join(there) or 'none is named'}.",
