@@ -25,7 +25,7 @@ _NOT_A_KEY = (
 
 def read_key_file(path: Path) -> bytes:
     """
-    Read a key file, which only its owner may be able to read.
+    Read a key file. No one but its owner may have access.
 
     It follows a symbolic link, and checks the file that the link leads to.
 

@@ -134,9 +134,9 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
         raise JobError(
             f"{what} is needed: without it, {counted(proof.failed, 'key')} cannot be opened. "
             f"The first error: {reason}",
-            remedy="If kms_key names no other KMS key, add one. Then run `eventseal rewrap`, and check again. "
-            "If the rewrap reports failures, find out who changed the key tables, and restore the rows of "
-            "those keys from a backup.",
+            remedy="If kms_key names no other KMS key, add one. Then run `eventseal rewrap`, and check "
+            "again. If the rewrap reports failures, find out who changed the key tables, and restore the "
+            "rows of those keys from a backup.",
             kek_uri=uri,
             kek_version=version,
             keys=proof.failed,
