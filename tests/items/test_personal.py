@@ -142,7 +142,7 @@ def forgotten() -> type[Any]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: of(Annotated[Annotated[str, OF_ID], PersonalData("other")]), "as personal data twice"),
+        (lambda: of(Annotated[Annotated[str, OF_ID], PersonalData("other")]), "data more than once"),
         (lambda: of(Annotated[str, OF_ID, NotPersonal("no")]), "both as personal and as not personal"),
         (lambda: of(Annotated[str, PersonalData]), "with its arguments"),
         (lambda: of(Annotated[list[Annotated[str, OF_ID]], OF_ID]), "inside personal data"),

@@ -136,8 +136,7 @@ class AcceptedFormats:
 
             - *outcome*, if it says that the bytes are an envelope, or if the item names a missing key.
             - ``IntegrityError``, if the item looks like an accepted format and does not open. Its message is
-            the
-              same for every cause.
+              the same for every cause.
             - ``UnknownFormatError``, if it looks like none of the accepted formats.
             - ``EncryptionRequiredError``, if no format is accepted here, or no longer.
         """
@@ -202,7 +201,7 @@ NO_FORMATS = AcceptedFormats()
 _INTERNAL = frozenset(
     {"__event_hash__", "__event_hash_method_name__", "__event_topic__", "__previous_hash__"}
 )
-"""Hash chains of those releases. The envelope's tag replaces them."""
+"""Internal attributes of releases 1 to 7: a hash chain. The envelope's tag replaces it."""
 
 
 def translated(data: bytes, sequence_id: UUID | str, position: int | Decimal) -> bytes:
@@ -257,7 +256,7 @@ def _translated_value(value: Any) -> Any:
 
 
 def _escaped(value: dict[str, Any]) -> dict[str, Any]:
-    """Escape an event's own dictionary, so that it is no marked value."""
+    """Escape an event's own dictionary, so that it looks like no marker."""
     if len(value) == 1 and next(iter(value)).startswith("$"):
         return {"$dict": [[name, each] for name, each in value.items()]}
     return value

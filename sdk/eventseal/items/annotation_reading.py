@@ -300,7 +300,8 @@ class AnnotationReader:
             return self.shape(inner)
         if len(said) > 1 or is_excepted:
             raise ConfigurationError(
-                f"{self._where} is annotated as personal data twice, or both as personal and as not personal"
+                f"{self._where} is annotated as personal data more than once, "
+                "or both as personal and as not personal"
             )
         # Lenient, because the whole is sealed, with any unknown name in it.
         if self._with(_lenient=True, _is_held=False).shape(inner) is not None:

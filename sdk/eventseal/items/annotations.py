@@ -99,7 +99,7 @@ def _read_classes(node: ast.AST, prefix: str, found: dict[str, list[tuple[str, s
 
 
 def _attributes(node: ast.AST) -> Iterator[tuple[str, str, str]]:
-    """Yield the annotations in methods of a class, also conditional methods."""
+    """Yield the annotations in methods of a class, also in conditional methods."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             yield from _of_method(child)
@@ -153,7 +153,7 @@ class Annotation(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return the source text of the annotation, if Python kept it."""
+        """The source text of the annotation, if Python kept it."""
         if isinstance(self.kept, str):
             return self.kept
         return self.kept.__name__ if type(self.kept) is type else str(self.kept)

@@ -1,4 +1,4 @@
-"""The classes that an unauthenticated item may name, and its attributes."""
+"""Limits unauthenticated items: the classes they name, the attributes they set."""
 
 from __future__ import annotations
 
@@ -332,7 +332,7 @@ def _not_covered(topic: str, module: str) -> SerializationError:
 
 
 def _is_there(package: str) -> bool:
-    """Return whether a package can be imported, also by the command."""
+    """Return whether a package can be imported, also from the working directory."""
     if package in sys.modules:  # find_spec() would load a lazy package
         return True
     try:

@@ -97,7 +97,7 @@ class _Where(NamedTuple):
 
     Attributes:
         path: The place in the item's JSON, for the cipher.
-        shown: The place in the event, for messages. Keys of dictionaries are data, so it shows their number.
+        shown: The place in the event, for messages. Keys of dictionaries are data, so it counts them instead.
         name: The attribute that the value is, or is in.
     """
 
@@ -422,7 +422,7 @@ class PersonalFields:
         return FieldContext(place, path, scope, item_is_plain)
 
     def _is_erased(self, field: StoredField, error: EventSealError) -> bool:
-        """Return whether the field's own subject was erased, by a checked tombstone."""
+        """Return whether the field's own subject was erased. The error's tombstone was authenticated."""
         if not isinstance(error, KeyDestroyedError) or error.destroyed_by != "shredded":
             return False
         return self._cipher is not None and self._cipher.names_scope(field.scope, error.scope)

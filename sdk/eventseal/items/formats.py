@@ -1,4 +1,4 @@
-"""The older formats that a migration reads: plaintext JSON, and former ciphers."""
+"""Older formats that a migration reads: plaintext JSON, former ciphers, static keys."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 KEY_SIZES = frozenset({16, 24, 32})
 OPAQUE_OLD_MESSAGE = "the item does not open in an older format: its bytes or its key are wrong"
-"""The same message for every failure that depends on the key."""
+"""The same message for every failure that depends on the key. So no failure reveals its cause."""
 
 _BLOCK = 16
 _NONCE, _TAG = 12, 16
@@ -42,7 +42,7 @@ _NONCE, _TAG = 12, 16
 
 @runtime_checkable
 class OldFormat(Protocol):
-    """Reads one older format. Several threads may call it together."""
+    """Reads one older format. Several threads may call it at the same time."""
 
     @property
     def name(self) -> str:

@@ -366,7 +366,7 @@ class PlaceNames:
 
 
 class UnknownPlaceNames(PlaceNames):
-    """The names for a reader of any application, which may choose them."""
+    """Place names for readers of any application, which may choose any names."""
 
     def __init__(self) -> None:
         super().__init__(VERSIONED, None, None)

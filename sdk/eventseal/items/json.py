@@ -307,7 +307,7 @@ CLASS_READERS: dict[str, Callable[[type[Any], Any], Any]] = {
     "$enum": _read_enum,
     "$dataclass": _read_dataclass,
 }
-"""Reads the value of a marker from a class and a value. Its topic is stored."""
+"""Reads the value of a marker from a class and a value. The topic of the class is stored with the value."""
 
 _TOPIC_AND_VALUE = 2
 

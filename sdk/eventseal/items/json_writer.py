@@ -34,7 +34,7 @@ class Refused(Exception):  # noqa: N818 - internal to the package: it collects a
 
     Args:
         reason: The reason, without the value. It continues a sentence that begins with the path.
-        remedy: The remedy, if not a missing encoding is the cause.
+        remedy: The remedy, if the cause is not a missing encoding.
     """
 
     def __init__(self, reason: str, *, remedy: str | None = None) -> None:
@@ -136,7 +136,7 @@ STATE_MARKER = "$state"
 
 class Placeholder(NamedTuple):
     """
-    A field until it is sealed.
+    A placeholder for a field until it is sealed.
 
     Attributes:
         number: The number of the field in the item.
@@ -284,7 +284,7 @@ class JSONWriter:
             for key, inner in value.items():
                 parts.append(f"{write_string(key)}:{self.write(inner)}")
         except Refused as exc:
-            # A key is data, so the path shows the number of keys instead.
+            # A key is data, so the path counts keys instead of showing them.
             exc.path.append(f"{{{len(parts)}}}")
             raise
         return f"{{{','.join(parts)}}}"

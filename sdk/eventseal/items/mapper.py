@@ -190,7 +190,7 @@ class SequencedItemMapper:
         return self.to_sequenced_items((domain_event,))[0]
 
     def from_sequenced_item(self, item: Any) -> Any:
-        """Map one item back, or ``None`` if skipped. See :meth:`from_sequenced_items`."""
+        """Map one item back. A skipped item is ``None``. See :meth:`from_sequenced_items`."""
         return next(iter(self.from_sequenced_items((item,))), None)
 
     def to_sequenced_items(self, domain_events: Iterable[Any]) -> list[Any]:
@@ -233,7 +233,7 @@ class SequencedItemMapper:
             IntegrityError: An item or a field was not sealed at this place, or another scope's key sealed it.
             KeyDestroyedError: The key of an item was destroyed.
             EncryptionRequiredError: An item is plaintext, but encryption is required.
-            SerializationError: The topic or data of an item cannot be read, or it is of another class.
+            SerializationError: An item's topic or data cannot be read, or the item is of another class.
             UnknownFormatError: The data of an item are not an envelope, but it names the key that sealed it.
             EventSealError: An item does not open. See ``AESCipher.open_many``.
         """
@@ -250,7 +250,7 @@ class SequencedItemMapper:
         if cls is Erased:
             raise SerializationError(
                 "the replacement of an erased event cannot be stored again",
-                remedy="Skip objects of the class Erased, which on_erased='mask' returns, before you store.",
+                remedy="Before you store, remove the Erased objects, which on_erased='mask' returns.",
             )
         topic = topic_of(cls)
         attributes = attributes_of(event)

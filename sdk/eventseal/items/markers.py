@@ -123,7 +123,9 @@ class PersonalData:
     def __post_init__(self) -> None:
         subject: Any = self.subject
         if not isinstance(subject, str) or not subject.isidentifier():
-            raise ConfigurationError(f"PersonalData(subject=) names an attribute, but {subject!r} is no name")
+            raise ConfigurationError(
+                f"PersonalData(subject=) names an attribute, but {subject!r} is not a name"
+            )
 
     def masks(self, value: object) -> bool:
         """Return whether *value* is the mask, and not someone's data."""

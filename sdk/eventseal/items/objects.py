@@ -153,7 +153,7 @@ def _read_form(cls: type[Any]) -> Form:
 
 
 def _is_kept(member: object) -> bool:
-    """Return whether objects store a field under its name, without a descriptor."""
+    """Return whether objects store a field under its name. With a property, for example, they do not."""
     return isinstance(member, MemberDescriptorType) or not hasattr(type(member), "__set__")
 
 

@@ -316,7 +316,7 @@ def _read_plan(cls: type[Any]) -> Plan:
 
 
 def _is_lenient(annotation: Annotation, cls: type[Any]) -> bool:
-    """Return whether an unresolved annotation, a foreign one, is tolerated."""
+    """Return whether unknown names are tolerated: in ``__special__`` attributes and other packages."""
     return _is_special(annotation.name) or package_of(annotation.owner) != package_of(cls)
 
 
@@ -414,12 +414,12 @@ def _refuse_said(annotation: Annotation, why: str, remedy: str, *, lenient: bool
 
 
 def annotates_personal(cls: type[Any]) -> bool:
-    """Return whether a class or base annotates known names as personal data."""
+    """Return whether a class or base marks personal data in its body. Unknown names do not count."""
     return bool(_marked(annotations_of(cls)))
 
 
 def marked_names(cls: type[Any]) -> set[str]:
-    """Return the marked names of a class, without leading underscores."""
+    """Return known names that a class marks anywhere, without leading underscores."""
     names = _marked_names.get(cls)
     if names is None:
         names = _marked_names[cls] = _marked(chain(annotations_of(cls), annotations_elsewhere(cls)))

@@ -116,7 +116,11 @@ def protected_fields(cls: type[Any], *, is_sealed: bool) -> list[ProtectedField]
 
 
 def parameters_of_constructors(cls: type[Any]) -> list[str]:
-    """Return the parameters of constructors, whose classes need no annotations."""
+    """
+    Return the parameters of the application's own constructors.
+
+    Classes with such a constructor need no annotations.
+    """
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found: list[str] = []
     for base in cls.__mro__:

@@ -25,16 +25,17 @@ OnErased: TypeAlias = Literal["raise", "mask", "skip"]
 @dataclass(frozen=True)
 class Erased:
     """
-    An item whose key was shredded, from a mapper with ``on_erased="mask"``.
+    The replacement of an item whose key was shredded.
 
-    Its place and topic are those of the row. Nothing authenticates them any more.
+    A mapper with ``on_erased="mask"`` returns it. Its place and topic are those of the row. Nothing
+    authenticates them any more.
 
     Attributes:
         sequence_id: The sequence id of the item.
         position: The position of the item.
         topic: The name of the event's class.
         key_id: The key that was shredded.
-        scope: The erased scope, in the application's form.
+        scope: The erased scope: that of the key, in the application's form.
     """
 
     sequence_id: Any
@@ -89,7 +90,7 @@ class ErasureRule:
 
     def erased_scope(self, item: Any, error: EventSealError, cipher: AESCipher) -> str | None:
         """
-        Return the scope of an item's shredded key, if erased.
+        Return the scope of an item's shredded key, or ``None``.
 
         The scope ``application`` is expected only if ``erased_scope`` names it. *error* comes from a
         tombstone that was authenticated.
@@ -116,7 +117,11 @@ CLASS_RULE = "__key_scope__"
 
 
 KEEPS_SCOPE = "__keeps_key_scope__"
-"""The attribute of a class whose objects store their scope, in ``key_scope``."""
+"""
+The attribute of a class whose objects store their scope, in ``key_scope``.
+
+A mapper uses the stored scope if its own *key_scope* is one scope for all events.
+"""
 
 
 _checked = lru_cache(maxsize=4096)(checked_scope)

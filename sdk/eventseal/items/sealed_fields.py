@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def joined(path: str, step: str | int) -> str:
-    """Return the pointer to a member or an element."""
+    """Return the pointer one step further, to a member or an element."""
     if isinstance(step, int):
         return f"{path}/{step}"
     if "~" in step or "/" in step:
@@ -94,7 +94,7 @@ def subject_scope(value: object) -> str:
     Return the key scope of a subject: ``subject:`` and its canonical text.
 
     Args:
-        value: A string, unchanged. An integer, in decimal. Or a UUID.
+        value: The id: a string as it is, an integer in decimal, or a UUID in its canonical form.
 
     Raises:
         Refused: It is none of these, or is not valid in a key scope. The message does not repeat it.
@@ -104,8 +104,8 @@ def subject_scope(value: object) -> str:
     else:
         kind = type(value)
         raise Refused(
-            f"is of a subject that is a {kind.__module__}.{kind.__qualname__}, "
-            "but must be a string, an integer or a UUID",
+            f"has a subject of type {kind.__module__}.{kind.__qualname__}, "
+            "but a subject must be a string, an integer or a UUID",
             remedy=NAME_SUBJECT,
         )
     if not text:
@@ -118,7 +118,7 @@ def subject_scope(value: object) -> str:
 
 
 SEALED_BYTES = f'{{"{SEALED_MARKER}":'.encode()
-"""The bytes in JSON with sealed fields. Strings would escape the quotation marks."""
+"""The bytes that only JSON with sealed fields holds. Strings would escape the quotation marks."""
 
 
 class StoredField(NamedTuple):

@@ -100,7 +100,7 @@ InTransaction: TypeAlias = "Callable[[Any, Sequence[int]], None]"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """
-    Items and their new envelopes, written in one transaction or not.
+    Items with new envelopes, written in one transaction or not at all.
 
     Attributes:
         page: The items as they were read.
@@ -142,7 +142,7 @@ class SealedPlace(Protocol):
         Close the fences of keys permanently.
 
         It waits for every transaction that wrote under one of them. After it returns, nothing more is
-        committed under them here. An append under one raises ``KeyClosedError``.
+        committed under them here. From then on, an append under one raises ``KeyClosedError``.
 
         Args:
             key_ids: The keys. Some may never have sealed anything here.

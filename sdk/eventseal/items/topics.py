@@ -139,7 +139,7 @@ def with_known_subclasses(cls: _Class) -> _Class:
 
 
 def registered_class(topic: str) -> type[Any] | None:
-    """Return the class that is registered or stored under *topic*."""
+    """Return the class that this process registered or stored under *topic*."""
     return _classes.get(topic) or _stored.get(topic)
 
 
@@ -187,7 +187,9 @@ def split_topic(topic: str) -> tuple[str, str]:
 
 def run_import(topic: str, import_: Callable[[], _T]) -> _T:
     """
-    Import a topic's module. It cannot end the process or stop other items.
+    Import a topic's module, whatever its code raises.
+
+    No module ends the process, or stops the code that reads other items.
 
     Args:
         topic: The topic, for the message.

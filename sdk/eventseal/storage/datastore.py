@@ -314,7 +314,7 @@ class SQLAlchemyDatastore:
         drop_tables(self.key_engine, keys[::-1])
 
     def holds_write_lock(self) -> bool:
-        """Return whether the calling thread's session has written on SQLite. Then no other can write."""
+        """Return whether the calling thread's session holds SQLite's write lock. Then no other can write."""
         if self._session is None or not self._session.registry.has():
             return False
         session = self._session()

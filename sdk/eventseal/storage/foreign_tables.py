@@ -211,7 +211,7 @@ def time_of(value: Any) -> Decimal:
 
 
 def _behind(place: list[Column[Any]], after: tuple[Any, Any]) -> ColumnElement[bool]:
-    # SQL's comparison of rows would not compare a time that SQLite stores as a number in the same way.
+    # Not SQL's comparison of rows, which would compare a time that SQLite stores as a number differently.
     first, second = place
     return or_(first > after[0], and_(first == after[0], second > after[1]))
 

@@ -106,7 +106,11 @@ class SQLAlchemyKeyStore:
         return records_by_id(self._engine, key_ids=key_ids)
 
     def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
-        """Return all keys and tombstones of a scope, by id, without wrappings."""
+        """
+        Return all keys and tombstones of a scope, in order of id.
+
+        They are of any purpose, and come without their wrappings.
+        """
         ours = encryption_keys.c.application == application, encryption_keys.c.scope == scope
         return self._read(
             lambda connection: load_records(connection, *ours, wrappings=False), "reading the keys of a scope"
@@ -231,7 +235,7 @@ class SQLAlchemyKeyStore:
         """
         Add wrappings, and return the ids of the keys that hold theirs.
 
-        Destroyed keys are left out, and keys that have a wrapping under the same KEK and version.
+        Nothing is added to destroyed keys, or to keys with a wrapping under the same KEK and version.
         """
         work = partial(add_wrappings, add=add, verified=verified)
         return self._write(work, "adding wrappings of keys") if add else set()
@@ -305,7 +309,7 @@ class SQLAlchemyKeyStore:
         self, application: str, *, after: UUID | None = None, limit: int = 1000, state: KeyState | None = None
     ) -> list[KeyRecord]:
         """
-        Return up to *limit* records after the id *after*, by id.
+        Return up to *limit* records after *after*, in order of id.
 
         If the id of a row was edited, the row has no place in that order. The first page begins with all such
         rows, however many.

@@ -1,8 +1,8 @@
 """
 Column types that hold exact values, the same on SQLite and PostgreSQL.
 
-Two values are equal in the database exactly if they are equal in the associated data of an item. A type
-refuses values that it cannot hold so, before anything is written.
+Two values are equal in the database exactly when they are equal in the associated data of an item. A type
+refuses a value that it cannot hold this way, before anything is written.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class DatabaseText(ExactText):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Return the column type. Its own collation would differ from that of the column's index."""
+        """Return the column type without a collation. The column's index may have another one."""
         return dialect.type_descriptor(Text())
 
 
@@ -219,7 +219,7 @@ class UTCTimestamp(TypeDecorator[datetime]):
         return value.astimezone(UTC).strftime(_SQLITE_TIMESTAMP)
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Read a number. PostgreSQL's driver has no date for infinity (docs/decisions/0024)."""
+        """Read PostgreSQL's times as numbers. Its driver has no date for infinity (docs/decisions/0024)."""
         return _TimeAsStored(column)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:

@@ -81,7 +81,11 @@ def is_in_memory(url: URL) -> bool:
 
 
 def database_identity(url: URL) -> tuple[object, ...]:
-    """Return an identity that all URLs of one database share."""
+    """
+    Return the values that distinguish one database from another.
+
+    They do not depend on how a URL is written.
+    """
     backend = "postgresql" if url.drivername == "postgres" else url.get_backend_name()
     if backend == "sqlite":
         return backend, str(Path(str(url.database)).resolve())

@@ -46,12 +46,9 @@ _END_TRANSACTION = (
     "write transaction locks out its own children until it ends the transaction."
 )
 _NEWER_SQLITE = "Use a Python that is built with SQLite 3.37 or newer. The tables were created with one."
-_MAKE_ROOM = (
-    "Make room on the disk of the database, then run the command again. "
-    "Everything that was written is complete."
-)
+_MAKE_ROOM = "Make room on the disk of the database, then try again. Everything that was written is complete."
 _LOOK_AT_DISK = (
-    "Check whether the disk of the SQLite file is full or failing, then run the command again. "
+    "Check whether the disk of the SQLite file is full or failing, then try again. "
     "Everything that was written is complete."
 )
 _GRANT = "Grant this database user the privilege on the table that the message names."
@@ -161,7 +158,7 @@ def is_transient(error: BaseException) -> bool:
     """
     Return whether the transaction may succeed if it is run again.
 
-    It conflicted with another transaction, or lost its connection.
+    It may succeed if it conflicted with another transaction, or lost its connection.
     """
     return isinstance(error, DBAPIError) and (error.connection_invalidated or sqlstate(error) in _RETRY)
 

@@ -68,7 +68,7 @@ def read_rows(connection: Connection, query: Select[Any], checks: Checks = NO_CH
 
 
 def is_count(value: int) -> bool:
-    """Return whether a number is a count. It is not negative, and has room to grow in 64 bits."""
+    """Return whether a number is a count. A count is not negative, and has room to grow in 64 bits."""
     return 0 <= value < _MOST_COUNTED
 
 
@@ -133,7 +133,7 @@ class _AsFarAsReadable(TypeDecorator[Any]):
 
 
 def chunks(values: Iterable[T], size: int = _CHUNK) -> Iterator[list[T]]:
-    """Cut *values* into lists of *size*. By default, a list has as many values as fit into an IN list."""
+    """Cut *values* into lists of *size*. By default, a list has as many values as one IN list."""
     rest = list(values)
     for start in range(0, len(rest), size):
         yield rest[start : start + size]

@@ -111,10 +111,10 @@ class ColumnIndex(NamedTuple):
 
 def column_indexes(connection: Connection, table: str, schema: str | None = None) -> list[ColumnIndex]:
     """
-    List the indexes of all rows that are on columns alone.
+    List the indexes on columns alone that cover all rows.
 
-    Other indexes of SQLite are left out, because SQLAlchemy warns about them. Without a schema, the table is
-    in the default schema.
+    On SQLite this does not ask SQLAlchemy, which would warn about the other indexes. Without a schema, the
+    table is in the default schema.
     """
     if connection.dialect.name == "sqlite":
         parts: dict[tuple[str, bool], list[str | None]] = {}

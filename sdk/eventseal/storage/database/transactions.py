@@ -32,7 +32,7 @@ _LONGEST_PAUSE = 0.05
 _LONGEST_POLL = 0.005
 _BEGIN = "BEGIN IMMEDIATE"
 _SEE_EVERY_ROW = text("SET LOCAL row_security = off")
-"""PostgreSQL then raises an error if a policy would hide a row."""
+"""After it, PostgreSQL raises an error if a policy hides a row."""
 
 
 def begin_writing(connection: Connection) -> Connection:
@@ -74,7 +74,8 @@ def write(
     Run *work* in its own transaction, and commit it.
 
     *work* may decide by the rows that it reads. It is run again after a deadlock, a serialization failure or
-    a lost connection, even one that was lost in COMMIT. It must then find and return its earlier result.
+    a lost connection, even one that was lost in COMMIT. If an earlier run was committed, *work* must find and
+    return its result.
 
     Args:
         engine: An engine of SQLite or PostgreSQL.

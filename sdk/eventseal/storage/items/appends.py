@@ -80,7 +80,7 @@ class ItemAppends:
                 batch = self._rows_by_key(items)
                 self._in_transaction(session, batch, owned=owned)
             except KeyClosedError:
-                if owned:  # it holds only our rows, and on SQLite the lock that creating new keys needs
+                if owned:  # it holds only our rows, and on SQLite the lock that new keys need
                     session.rollback()
                 raise
             except IntegrityError as error:
@@ -293,7 +293,7 @@ def _wait_for_the_other(connection: Connection, inserts: ItemInserts, row: Row) 
     """Wait until the transaction with the unanswered COMMIT has ended. The server may still run it."""
     connection.execute(text("SET LOCAL lock_timeout = '5s'"))
     values = {column.name: value for column, value in zip(inserts.columns, row, strict=True)}
-    # Meets the other transaction's row in the unique index. If there is none, it must end before we look.
+    # Meets the other transaction's row in the unique index. Without one, our own row must go before we look.
     connection.execute(postgresql.insert(inserts.table).values(values).on_conflict_do_nothing())
     connection.rollback()
 

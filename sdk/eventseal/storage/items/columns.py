@@ -150,7 +150,7 @@ def comes_after(place: Sequence[Column[Any]], values: Sequence[Any]) -> ColumnEl
 
 
 def is_text(kind: TypeEngine[Any]) -> bool:
-    """Return whether a column's text is compared byte for byte."""
+    """Return whether a type holds text that is compared byte for byte."""
     if isinstance(kind, ExactText):
         return True
     return (

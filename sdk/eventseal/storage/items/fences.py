@@ -115,7 +115,7 @@ def fence_states(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID
 @reads("reading the fences of keys")
 def unreadable_fences(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID, IntegrityError]:
     """
-    Return an error for each fence that was edited.
+    Return, by key, an error for each fence that was edited.
 
     An edited fence is neither open nor closed.
     """
@@ -163,7 +163,7 @@ def share_fences(connection: Connection, key_ids: Collection[UUID]) -> set[UUID]
         key_ids: The keys under which items will be written.
 
     Returns:
-        The keys whose fence is closed or missing.
+        The keys whose fence is not open, or missing. An edited fence is not open.
     """
     missing = _missing(connection, _OPEN_FENCES, key_ids)
     if not missing and connection.dialect.name == "postgresql":
@@ -303,7 +303,7 @@ def install_fence_triggers(connection: Connection, table: SealedTable) -> None:
     Create a table's triggers, unless they are as this release creates them.
 
     On PostgreSQL this waits, for :data:`PATIENCE` seconds, for open transactions that write the table. They
-    have not locked a fence. It needs a connection to the items' database, in a transaction.
+    have locked no fence. It needs a connection to the items' database, in a transaction.
     """
     missing = missing_fence_triggers(connection, table)
     if missing and connection.dialect.name == "postgresql":

@@ -158,8 +158,9 @@ def count_unreadable(connection: Connection, table: SealedTable, *, place: Place
     """
     Count rows that no reader of plaintext or older formats accepts.
 
-    The table accepts plaintext items or an older format. Such rows are not envelopes. They begin like no
-    accepted item, or name a key in their column. This does not decrypt anything, so `verify` finds more.
+    It is for a table that accepts plaintext items or an older format. Such rows are not envelopes. They begin
+    like no accepted item, or name a key in their column. This does not decrypt anything, so `verify` finds
+    more.
 
     Args:
         connection: A connection to the table's database.
@@ -216,7 +217,7 @@ def count_plain(connection: Connection, table: SealedTable) -> int:
 @reads("counting {table.table}")
 def count_without_place(connection: Connection, table: SealedTable) -> int:
     """
-    Count the rows that no range contains.
+    Count the rows that no range of places contains.
 
     A part of their place is NULL.
     """

@@ -1,7 +1,7 @@
 """
 The indexes on key ids in headers and on differing rows.
 
-The column of a differing row names another key than its header. Retiring proves by the
+The column of a differing row does not name the key that its header names. Retiring proves by the
 headers alone that no item needs a key (docs/decisions/0020).
 """
 
@@ -198,7 +198,7 @@ def _obsolete(connection: Connection, table: SealedTable, *, keeps: bool) -> lis
 
 
 def _there(connection: Connection, table: SealedTable) -> dict[str, bool]:
-    """Return by index of a table whether the index is complete."""
+    """Return, for each index of a table, whether it is complete."""
     query, named = _IN_FILE, table.table
     if connection.dialect.name == "postgresql":
         query, named = _ON_SERVER, table.quoted(connection.dialect)

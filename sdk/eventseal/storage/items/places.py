@@ -1,4 +1,4 @@
-"""Registered tables as places that store items."""
+"""Registered tables as places of items, with the swaps of each database."""
 
 from __future__ import annotations
 

@@ -135,9 +135,9 @@ def forget_statement(table: SealedTable) -> str:
 @writes("registering {name}", filtered=True)
 def register_place(connection: Connection, application: str, name: str, collection: str) -> None:
     """
-    Add a place outside the items' database to the registry.
+    Add a place that is not a table to the registry.
 
-    Nothing changes if the place is there.
+    Nothing changes if the registry has the place already.
 
     Args:
         connection: A connection to the database of the keys, in a transaction.
@@ -154,7 +154,7 @@ def register_place(connection: Connection, application: str, name: str, collecti
 @reads("reading the registry of places", filtered=True)
 def registered_places(connection: Connection) -> list[str]:
     """
-    Return the names of places outside the items' database.
+    Return the names of the registered places that are not tables.
 
     They are those of every application, in order. It needs a connection to the database of the keys.
     """
@@ -284,7 +284,7 @@ def _problem(connection: Connection, known: Mapping[str, Any], unreadable: Seque
 
 def other_columns(table: SealedTable) -> UnreadableTable:
     """
-    Return an error for a row with other columns than its class.
+    Return an error for a row with other columns than its table.
 
     The row can be read, but its columns are not those of the table that the store describes.
     """

@@ -184,7 +184,7 @@ class StoredRow(NamedTuple):
         key_id: The value in the column of key ids, or ``None`` if there is no such column.
         header_key: The key that the envelope's header names, or ``None`` if the data is not an envelope.
         named_key: The key that readers use: the column's key, if there is a column.
-        differs: Whether the column and the header name different keys.
+        differs: Whether the column of key ids differs from the header.
     """
 
     topic: Any

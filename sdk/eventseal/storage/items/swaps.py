@@ -63,7 +63,7 @@ def place_to_json(place: Place) -> list[list[str]]:
 
 
 def place_from_json(stored: Any) -> Place:
-    """Return the place of its JSON, as :func:`place_to_json` wrote it."""
+    """Return the place from the JSON that :func:`place_to_json` wrote."""
     first, second = (_value_from_json(kind, text) for kind, text in stored)
     return first, second
 
@@ -80,7 +80,7 @@ def selection_to_json(selection: Selection) -> dict[str, Any]:
 
 
 def selection_from_json(stored: Any) -> Selection:
-    """Return the selection of its JSON, as :func:`selection_to_json` wrote it."""
+    """Return the selection from the JSON that :func:`selection_to_json` wrote."""
     return Selection(
         keys=None if stored["keys"] is None else tuple(UUID(key_id) for key_id in stored["keys"]),
         few=stored["few"],

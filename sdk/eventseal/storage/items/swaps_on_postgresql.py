@@ -142,9 +142,9 @@ class PostgreSQLSwaps:
 
     def _swapped(self, connection: Connection, page: Page, envelopes: Sequence[bytes]) -> list[int]:
         """
-        Return the rows that hold their new envelope.
+        Return the numbers of the rows that hold their new envelope.
 
-        It is for swaps that changed some of the rows only.
+        It is for a swap that could not change all rows.
         """
         name = self._names
         id_type, position_type = self._place_types
@@ -240,9 +240,9 @@ class _ArrayDumper(Dumper):
 
 def snapshot_horizon(connection: Connection) -> int:
     """
-    Return the first transaction id that the snapshot does not include.
+    Return the first transaction id that had not begun.
 
-    It has 64 bits. To the statement's snapshot, this transaction has not begun.
+    The statement's snapshot decides what had begun. The id has 64 bits.
     """
     statement = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
     return int(connection.exec_driver_sql(statement).scalar_one())

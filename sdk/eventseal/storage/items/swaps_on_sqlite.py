@@ -183,7 +183,7 @@ class SQLiteSwaps:
             return true() if selection.plain else self._columns.key_id.is_not(None)
         key_id = self._columns.key_id
         if not selection.few:
-            # After a plus, SQLite uses no index. With it, SQLite would sort the whole table for each page.
+            # After a plus, SQLite uses no index. With the index, it would sort the whole table for each page.
             key_id = UnaryExpression(key_id, operator=_PLUS, type_=key_id.type)
         wanted: list[ColumnElement[bool]] = [key_id.in_(selection.keys)]
         if selection.plain:

@@ -105,7 +105,9 @@ def key_id_in_header(dialect: Dialect, data: str) -> str:
 
 def key_ids_differ(dialect: Dialect, data: str, key_id: str, *, as_text: bool) -> str:
     """
-    Return the SQL condition that column and header name different keys.
+    Return the SQL condition that column and header differ.
+
+    They also differ if only one of the two names a key.
 
     Args:
         dialect: The dialect of SQLite or PostgreSQL.
@@ -186,7 +188,11 @@ class DescribedTable:
     key_id: ColumnElement[Any]
 
     def __getitem__(self, role: str) -> Any:
-        """Return the column that readers use for a role. The column of key ids, if any, may differ."""
+        """
+        Return what readers use for a role.
+
+        For a key id it is the column, if there is one. The column may differ from the header.
+        """
         return self.key_id if role == KEY_ID and KEY_ID not in self.table.c else self.table.c[role]
 
     @property
@@ -227,8 +233,6 @@ class _AsFound(TypeDecorator[Any]):
 
     It also accepts them in a condition. The caller refuses them. Only SQLite lets an edit put any value into
     any column.
-
-    The caller refuses them. Only SQLite lets an edit put any value into any column.
     """
 
     __abstract__ = True

@@ -169,7 +169,7 @@ class SealedTable:
         table: The table's name, after its schema and a dot if it has one.
         collection: The logical name that is bound to its items.
         columns: By role: ``sequence_id``, ``position``, ``topic``, ``data``, ``key_id``. Tables of other
-            programs have no ``key_id``. There the header of its envelope names the key of a row.
+            programs have no ``key_id``. There only the header of a row's envelope names its key.
         old_formats: The older formats that readers accept while a migration lasts.
         is_migrated: Whether a migration has ended. Then every row must be an envelope.
         former_collection: Another name that items of this table may still be bound to. The record class

@@ -1,5 +1,5 @@
 """
-The items of compromised keys, and the envelopes that replaced them.
+The items of compromised keys, and their envelopes that were replaced.
 
 The items are those at the time when their key was marked. PostgreSQL's rows show themselves when they were
 written. On SQLite the tag of each envelope is stored (docs/decisions/0012).
@@ -88,7 +88,7 @@ def _keep_envelopes(connection: Connection, table: SealedTable, key_ids: Collect
 
 
 def _kept_envelopes(connection: Connection, table: str, page: Page) -> list[int]:
-    """Return the rows whose envelope was stored and not replaced since."""
+    """Return the numbers of rows whose envelope was stored and not replaced."""
     by_key: dict[UUID, dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, sealed in enumerate(page.envelopes):
         key_id = page.key_id(number)
@@ -106,7 +106,7 @@ def _kept_envelopes(connection: Connection, table: str, page: Page) -> list[int]
 
 
 def forget_replaced(connection: Connection, table: str, replaced: Page) -> None:
-    """Delete the tags of envelopes that were just replaced. If somebody restores one, it is noticed."""
+    """Delete the tags of envelopes that were just replaced. If somebody puts one back, it is noticed."""
     gone = [
         {"of_key": replaced.key_id(number), "of_table": table, "of_tag": sealed[-TAG_SIZE:]}
         for number, sealed in enumerate(replaced.envelopes)
@@ -162,7 +162,7 @@ class CompromisedItems:
         items: The number of rows under the key.
         high_water: The limit in the database's own order of writing. Existing rows are not above it, later
             rows are. ``None`` if the database has no such order. Then the envelopes are stored instead.
-        replaced_before: The envelopes of the key in this table that had been replaced by then.
+        replaced_before: The number of envelopes of the key in this table that had been replaced by then.
         recorded_at: The time by the database's clock.
         unreadable: The columns that somebody edited. If there are any, the other fields are placeholders, and
             no item is certain to have been there.

@@ -318,7 +318,7 @@ def locked_records(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUID
 
 def others_live(connection: Connection, application: str, scope: str, key_ids: Collection[UUID]) -> bool:
     """
-    Return whether a scope has other keys of a subject.
+    Return whether a scope has other keys of a subject than *key_ids*.
 
     Destroyed keys do not count.
     """

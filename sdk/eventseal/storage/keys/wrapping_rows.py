@@ -59,9 +59,9 @@ _GIVE_WAY = delete(key_wrappings).where(
 
 def add_wrappings(connection: Connection, add: Mapping[UUID, WrappedKey], *, verified: bool) -> set[UUID]:
     """
-    Add a wrapping to each key that lacks one.
+    Add a wrapping to each key that has no such wrapping.
 
-    A key that has a wrapping under the same KEK and version is left out. Destroyed keys are too.
+    Such a wrapping has the same KEK and version. Destroyed keys are left out.
 
     Args:
         connection: A connection in the caller's transaction.
