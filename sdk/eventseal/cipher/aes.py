@@ -227,7 +227,7 @@ class AESCipher(EnvelopeSealer[ItemContext]):
 
     @property
     def heads(self) -> tuple[bytes, ...]:
-        """The first 3 bytes of envelopes whose key alone :meth:`reseal_many` changes."""
+        """The first 3 bytes of envelopes where :meth:`reseal_many` changes only the key."""
         compressions = dict.fromkeys((self._compression.id, CompressionId.NONE))
         return tuple(bytes((VERSION, self._suite.id, compression)) for compression in compressions)
 
@@ -276,7 +276,12 @@ class AESCipher(EnvelopeSealer[ItemContext]):
         *,
         last_answer: bool = False,
     ) -> tuple[str, list[bytes | IntegrityError]] | EventSealError:
-        """Open items with one header: to scope and bodies, or an error."""
+        """
+        Open items that have one header in common.
+
+        Returns:
+            Their scope, and for each its body or its error. Or the one error that stops all of them.
+        """
         if isinstance(key, EventSealError):
             return key
         problem = misfit(key, self._keys.application)
@@ -355,7 +360,7 @@ def _key_source(key: bytes | KeySource, suite: Suite | None, application: str | 
 
 
 def _by_header(envelopes: Sequence[Any], outcomes: list[Outcome]) -> dict[bytes, list[int]]:
-    """Group items by header, and set an error for bytes without one."""
+    """Group the items by header. Bytes that are no envelope get an error."""
     numbers: dict[bytes, list[int]] = {}
     for number, problem in enumerate(map(envelope_problem, envelopes)):
         if problem is None:

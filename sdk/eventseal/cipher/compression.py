@@ -143,7 +143,7 @@ def decompress(compression: int, data: bytes, *, limit: int) -> bytes | Integrit
     Args:
         compression: The compression's byte in the envelope's header.
         data: The decrypted body. Its tag was verified.
-        limit: The limit of the plaintext in bytes. More are never allocated.
+        limit: The most bytes that the plaintext may have. More bytes are never allocated.
 
     Returns:
         The plaintext, or an error: the plaintext is over *limit*, or *data* is not one whole compressed item.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DOMAIN = b"item"
 MAX_PLACES = 6
-"""The decimal places of a position. For a time, the last one is a microsecond."""
+"""The most decimal places of a position. For a time, the last one is a microsecond."""
 
 _UUID_TAG, _TEXT_TAG, _DECIMAL_TAG = b"\x01", b"\x02", b"\x04"
 _INTEGER_TAG = 3
@@ -253,7 +253,7 @@ def _out_of_range() -> SerializationError:
 
 def framed_text(what: str, text: str) -> bytes:
     """
-    Return text after its length, 4 bytes.
+    Return text after its length in 4 bytes.
 
     Args:
         what: The name of the text in an error message.

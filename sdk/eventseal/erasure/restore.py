@@ -248,8 +248,8 @@ def after_restore(
 
         - ``done`` counts the keys that were destroyed again, or whose tombstones were restored.
         - ``by_table`` counts the items under these keys.
-        - ``failed`` counts scopes that could not be processed, and scopes that were shredded without an
-          entry. It also counts keys of closed scopes that the ledger does not name and that still open items.
+        - ``failed`` counts scopes that could not be processed, or that were shredded without an entry.
+        - ``failed`` also counts keys of closed scopes that still open items, unknown to the ledger.
         - ``leftover`` says why bytes of wrappings could not be overwritten.
 
     Raises:

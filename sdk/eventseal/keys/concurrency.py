@@ -40,7 +40,7 @@ class _Flight(Generic[V]):
 
 class SingleFlight(Generic[K, V]):
     """
-    Lets threads load keys together, and only once.
+    Lets several threads load keys, and each key only once.
 
     A batch claims the keys that no other thread loads, loads them together, and waits for the rest. It loads
     its own keys before it waits, so two batches never wait for each other.

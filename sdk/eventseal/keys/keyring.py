@@ -62,7 +62,7 @@ class Keyring:
         ledger_keys: Creates and opens the keys of erasure ledgers, which are stored outside of the key store.
         tables: Accesses the rest of the key tables, such as the list of erased items.
         destroyer: Destroys keys.
-        wrappings: Iterates over the wrappings of all keys.
+        wrappings: Processes the wrappings of all keys.
 
     Raises:
         ConfigurationError: No KEK is given, a KEK is given twice, the application's name is invalid, or a
@@ -224,7 +224,7 @@ class Keyring:
         Rotate many scopes' keys with as few KMS calls as possible.
 
         Args:
-            scopes: A few hundred scopes. Their keys are wrapped together, and not held in memory.
+            scopes: Up to a few hundred scopes. Their keys are wrapped together, and not held in memory.
             compromised: Whether the old keys' items must be encrypted again.
 
         Returns:
@@ -241,7 +241,7 @@ class Keyring:
 
     def compromise(self, key_ids: Collection[UUID]) -> list[KeyRecord]:
         """
-        Mark keys compromised. An active key is replaced first.
+        Mark keys as compromised. An active key is replaced first.
 
         Args:
             key_ids: The ids of data and branch keys. Their items must be encrypted again. Keys that are
@@ -379,7 +379,7 @@ class Keyring:
         return stored
 
     def over(self, key_store: KeyStore) -> Keyring:
-        """Return a keyring with the same KEKs over a backup's key tables."""
+        """Return a keyring of this application and KEKs over other key tables. They may be a backup's."""
         return Keyring(
             self.keks,
             key_store,
@@ -395,8 +395,7 @@ class Keyring:
         Look now for keys whose state changed, without waiting for ``refresh_interval``.
 
         Raises:
-            IntegrityError, StoreError: The change mark or the revocation tree was edited, or could not be
-                read.
+            IntegrityError, StoreError: The change mark or revocation tree was edited, or could not be read.
         """
         self._ring.refresher.refresh()
         self._ring.branch_keys.opener.look_again()

@@ -71,7 +71,11 @@ class InMemoryKeyStore:
             return {key_id: self._records[key_id] for key_id in key_ids if key_id in self._records}
 
     def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
-        """Return all records of a scope, in order of id, without wrappings. They have any purpose."""
+        """
+        Return every key and tombstone of a scope, of any purpose.
+
+        They are in order of id, without wrappings.
+        """
         with self._lock:
             found = [
                 replace(record, wrappings=())
@@ -290,7 +294,7 @@ class InMemoryKeyStore:
     def page(
         self, application: str, *, after: UUID | None = None, limit: int = 1000, state: KeyState | None = None
     ) -> list[KeyRecord]:
-        """Return up to *limit* records, in order of id. The first id is above *after*."""
+        """Return up to *limit* records, in order of id. All ids are above *after*."""
         with self._lock:
             found = [
                 record
@@ -359,7 +363,7 @@ class InMemoryKeyStore:
         )
 
     def _wraps_others(self, record: KeyRecord) -> bool:
-        """Return whether *record* destroys a branch key that has wrapped other keys."""
+        """Return whether *record* destroys a branch key that still wraps other keys."""
         if (record.purpose, record.state) != (KeyPurpose.BRANCH, KeyState.DESTROYED):
             return False
         uri = branch_uri(record.key_id)
@@ -423,7 +427,11 @@ def _slot(record: KeyRecord) -> tuple[str, KeyPurpose, str | None]:
 
 
 def _with_wrapping(record: KeyRecord, wrapped: WrappedKey, *, verified: bool) -> KeyRecord:
-    """Add a wrapping as the newest, unless a wrapping like it remains."""
+    """
+    Add a wrapping as the newest, unless its KEK version has one.
+
+    A verified wrapping replaces one that was never verified.
+    """
     others = [other for other in record.wrappings if _place(other) != _place(wrapped)]
     held = [other for other in record.wrappings if _place(other) == _place(wrapped)]
     if not held or (verified and held[0] not in record.verified):

@@ -19,7 +19,7 @@ class RotationPolicy:
     When a data key is replaced on the write path.
 
     Args:
-        max_age: The age of the key by the database's clock. With ``None``, age is no reason.
+        max_age: The age of the key by the database's clock. With ``None``, its age does not matter.
         max_items: The number of items leased under the key, 1 to 2**32.
     """
 

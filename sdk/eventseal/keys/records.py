@@ -66,8 +66,8 @@ class KeyRecord:
         verified: The wrappings that a process has unwrapped and that hold this key. The row MAC does not
             cover it.
         created_at: Set by the store, like all times of the record, from its database's clock, in UTC.
-        unreadable: The columns with values that their type does not allow. No MAC can match such a record,
-            and its other fields hold readable values or placeholders. So only the edited row fails.
+        unreadable: The columns with invalid values. No MAC can match such a record, and its
+            other fields hold readable values or placeholders. So only the edited row fails.
         revoked_as: The entry of the key in the revocation tree, if the row is authentic. A key store leaves
             it out, and a keyring sets it when it reads a row.
     """
@@ -125,7 +125,7 @@ class ChangeMark:
 
 class Admission(Protocol):
     """
-    Decides whether newly inserted keys may stay, because their scopes are open.
+    Lets newly inserted keys stay only if their scopes are still open.
 
     Attributes:
         revoked: The value of a mark's ``revoked`` under which the keys are known to be allowed. A store with
@@ -284,7 +284,7 @@ def new_key_id() -> UUID:
 
 
 def new_record(application: str, scope: str, purpose: KeyPurpose, *, leased: int) -> KeyRecord:
-    """Create a new active key's record. Its binding, wrappings and seal follow from the key's bytes."""
+    """Create a new active key's record. It lacks the binding, wrappings and seal, which need its bytes."""
     return KeyRecord(
         key_id=new_key_id(),
         application=application,

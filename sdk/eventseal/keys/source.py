@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class KeySource(Protocol):
-    """Chooses keys that seal, and finds keys that open. Several threads may call its methods."""
+    """
+    Chooses keys that seal, and finds keys that open.
+
+    Several threads may call its methods at the same time.
+    """
 
     @property
     def application(self) -> str:
@@ -80,7 +84,7 @@ class KeySource(Protocol):
         """
         Return a scope as keys name it.
 
-        Only key tables with digests of scopes change the name.
+        The name is unchanged, unless the key tables hold digests of scopes.
 
         Args:
             scope: The scope as the application names it.

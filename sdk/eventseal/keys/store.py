@@ -53,7 +53,11 @@ class KeyStore(Protocol):
         ...
 
     def of_scope(self, application: str, scope: str) -> list[KeyRecord]:
-        """Return every record of a scope, in order of id. It has any purpose, and no wrappings."""
+        """
+        Return every key and tombstone of a scope, of any purpose.
+
+        They are in order of id, without wrappings.
+        """
         ...
 
     def add_active(
@@ -132,7 +136,7 @@ class KeyStore(Protocol):
             - A version had changed.
             - A key that is not destroyed is missing.
             - Another key holds a slot that a given key needs.
-            - A branch key that would be destroyed has wrapped other keys.
+            - A branch key that would be destroyed still wraps other keys.
         """
         ...
 
@@ -267,7 +271,7 @@ class KeyStore(Protocol):
     def page(
         self, application: str, *, after: UUID | None = None, limit: int = 1000, state: KeyState | None = None
     ) -> list[KeyRecord]:
-        """Return up to *limit* records, in order of id. The first id is above *after*."""
+        """Return up to *limit* records, in order of id. All ids are above *after*."""
         ...
 
     def add_place(self, application: str, name: str, collection: str) -> None:

@@ -68,7 +68,7 @@ MAX_UPDATE = 2**20
 """The most bytes that one call passes to a context."""
 
 FIRST_BLOCK = bytes(BLOCK_SIZE)
-"""The first IV of a new context. It is not secret, since a new random block follows it."""
+"""The first IV of a new context. It need not be secret, since a new random block follows it."""
 
 _KEPT = os.cpu_count() or 1
 

@@ -81,7 +81,7 @@ An envelope of the reserved suite may be only a header, an IV and a tag.
 @dataclass(frozen=True, slots=True)
 class EnvelopeInfo:
     """
-    The facts in an envelope's header.
+    The facts that an envelope shows without a key.
 
     None of them is authenticated until the item is opened.
 
@@ -115,7 +115,7 @@ def parse_envelope(sealed: bytes) -> EnvelopeInfo:
         sealed: The whole envelope.
 
     Returns:
-        The facts in the header.
+        The facts that it shows without a key.
 
     Raises:
         UnknownFormatError: The envelope is cut, or this release does not open its version, suite or

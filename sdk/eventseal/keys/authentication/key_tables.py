@@ -109,7 +109,9 @@ def read_old_rows(store: KeyStore, mark: ChangeMark, seals: Seals) -> OldRows:
 
 class Upgrade:
     """
-    Stores the tree that was created from rows, with a new mark.
+    Stores the tree that was created from rows.
+
+    With it, it stores the first mark of the new format.
 
     Args:
         mark: The old mark under which the rows were read.
@@ -207,9 +209,10 @@ class KeyTables:
 
     def edited_keys(self, key_ids: Collection[UUID]) -> set[UUID]:
         """
-        Return the keys whose rows are not authentic, or were put back.
+        Return the keys whose rows are not authentic, or older than known.
 
-        Missing keys, and keys of other applications, are left out. Only the store key is unwrapped.
+        An older row was put back. Missing keys, and keys of other applications, are left out. Only the store
+        key is unwrapped.
 
         Raises:
             ConfigurationError: The keyring is closed.

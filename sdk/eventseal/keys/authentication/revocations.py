@@ -71,8 +71,8 @@ class ScopeStates(NamedTuple):
     The states of scopes.
 
     Attributes:
-        closed: For each scope, whether it was shredded and is closed. If the leaf of a scope does not match
-            the mark, its error.
+        closed: For each scope, whether it was shredded and is closed. If its leaf does not match the mark, an
+            error for this scope only.
         admission: Admits keys of these scopes while they are not closed.
     """
 
@@ -108,7 +108,7 @@ class Revocations:
     """
     Reports which keys and scopes are revoked.
 
-    Its knowledge is at least as new as the last refresh. A key that the refresh showed as not revoked is not
+    Its knowledge is at least as new as the last refresh. An entry that the refresh showed to be absent is not
     looked up again.
 
     Args:
@@ -243,8 +243,7 @@ class Revocations:
         tree = self._tree(seals, scopes=names.values())
         if self.are_old:  # such a tree lacks the scopes of rows that were edited
             return self.of_keys(rows, seals)
-        # Without an entry, keys that are not destroyed need no read, if few keys are destroyed
-        # (docs/decisions/0025).
+        # So a store with few destroyed keys needs no read for its other keys (docs/decisions/0025).
         untouched = {scope for scope, name in names.items() if _is_untouched(tree, name)}
         touched = [key_id for key_id, scope in scope_of.items() if scope not in untouched]
         return {**dict.fromkeys(rows), **(self.of_keys(touched, seals) if touched else {})}

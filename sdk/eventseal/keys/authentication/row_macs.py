@@ -55,7 +55,7 @@ def check_readable(record: KeyRecord) -> None:
     Reject the record of a row that somebody made unreadable.
 
     Raises:
-        IntegrityError: A column holds a value that its type does not allow.
+        IntegrityError: A column holds an invalid value.
     """
     if record.unreadable:
         raise unreadable_row(record)

@@ -127,7 +127,7 @@ class KeyWrappings:
 
         These are wrappings whose KEK or branch key will be destroyed. The proof needs one unwrap call for
         each key that a KEK has wrapped, and none for keys under branch keys. The rows of destroyed keys are
-        checked too, because a backup may have a key that is not really destroyed.
+        checked too, because a backup may have a key that only its row calls destroyed.
 
         Args:
             leaving: Returns whether a wrapping will be lost.
@@ -171,8 +171,7 @@ class KeyWrappings:
         for record in seen.untried([record for record in page if record.state is not KeyState.DESTROYED]):
             wrappings = tuple(wrapped for wrapped in record.wrappings if not leaving(wrapped))
             if wrappings:
-                # A row may claim that a wrapping was unwrapped before, so no wrapping comes first because of
-                # that.
+                # Only a row says that a wrapping was unwrapped before, so that puts no wrapping first.
                 staying.append(replace(record, wrappings=wrappings, verified=frozenset()))
             else:
                 seen.fail(record.key_id, JobError(f"key {record.key_id} has no other wrapping"))

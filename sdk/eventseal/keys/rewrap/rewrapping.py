@@ -213,10 +213,11 @@ class Rewrapper:
 
     def _proven(self, target: KmsAdapter, keys: Sequence[_Key], held: Mapping[UUID, WrappedKey]) -> set[UUID]:
         """
-        Unwrap wrappings that replace others, and return the keys they hold.
+        Unwrap the wrappings that replace others.
 
-        A row that says that a wrapping was verified is only a reason to try it. Anyone who can write to the
-        tables can say so. A process that may add wrappings, but not unwrap, drops none.
+        It returns the ids of keys whose wrapping holds the right key. A row that says that a wrapping was
+        verified is only a reason to try it. Anyone who can write to the tables can say so. A process that may
+        add wrappings, but not unwrap, drops none.
         """
         if not keys or target.uri in self._denied:
             return set()

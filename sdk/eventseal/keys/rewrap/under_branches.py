@@ -104,7 +104,7 @@ class BranchRewrapper:
 
     def rewrap(self, records: Sequence[KeyRecord]) -> RewrapOutcome:
         """
-        Wrap readable *records* under the active branch key, and unwrap them.
+        Wrap readable *records* under their active branch keys, and unwrap the result.
 
         Raises:
             IntegrityError: The store key's row is not authentic.

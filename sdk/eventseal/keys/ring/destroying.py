@@ -122,7 +122,7 @@ class Destroyer:
         Args:
             key_ids: The ids of deactivated or compromised data keys and branch keys. Either all or none are
                 destroyed. The fences of the data keys were closed, and then no item of them was found.
-            dry_run: Whether to check only the rows of the key store.
+            dry_run: Whether to only check the rows of the key store, and destroy nothing.
 
         Returns:
             The tombstones, or the unchanged rows, in order of id.
@@ -328,7 +328,7 @@ class Destroyer:
             mark = NextChangeMark(self._ring.held_keys, seals, every, since, scopes=transitions.scopes)
             with self._ring.store.changing() as store:
                 if not every:
-                    # No row must change: only the tree still has the scope in its other state
+                    # No row needs to change: only the tree still has the scope in its other state
                     # (docs/decisions/0025).
                     store.advance(self._ring.given.application, next_mark=mark)
                     return list(found.rows)
@@ -433,13 +433,13 @@ class Destroyer:
         return {named[use.kek_uri]: use.wrappings for use in uses if use.kek_uri in named}
 
     def _refuse_wrapping(self, rows: Sequence[KeyRecord]) -> None:
-        """Refuse to retire branch keys that have wrapped other keys."""
+        """Refuse to retire branch keys that still wrap other keys."""
         branches = [record.key_id for record in rows if record.purpose is KeyPurpose.BRANCH]
         for branch_id, wrappings in self.wrapped_under(branches).items():
             raise JobError(
                 f"branch key {branch_id} has wrapped {counted(wrappings, 'other key')}",
                 key_id=branch_id,
-                remedy="Run `eventseal rewrap` to wrap them under another branch key. Then retire it again.",
+                remedy="Run `eventseal rewrap` to wrap them under another branch key. Then retire this one.",
             )
 
 

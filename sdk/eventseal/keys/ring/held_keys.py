@@ -339,7 +339,7 @@ class HeldKeys:
             self._caches[purpose].active.pop(scope, None)
 
     def rest(self, cached: CachedKey, until: float) -> None:
-        """Seal under *cached* until a time, although it should be rotated."""
+        """Seal under *cached*, although it should be rotated. The keyring's clock measures *until*."""
         with self._lock:
             cached.rests_until = until
             cached.schedule()
@@ -396,7 +396,7 @@ class HeldKeys:
                     cache.drop(key_id, close=True)
 
     def close_in_child(self) -> None:
-        """Close every handle in a forked child. Its locks are the parent's, so nothing else is used."""
+        """Close every handle in a forked child. Its locks are the parent's, so nothing here is used again."""
         for cached in self._all():
             cached.key.close_in_child()
 

@@ -196,7 +196,7 @@ class KeyCache:
         cached.schedule()
 
     def add(self, cached: CachedKey) -> None:
-        """Hold *cached* by its id. Keys that were not used for longest may be evicted."""
+        """Hold *cached* by its id. The keys that were unused for longest may be evicted."""
         key_id = cached.record.key_id
         if key_id not in self.keys and len(self.keys) >= self._max_keys:
             self._evict(1 + len(self.keys) - self._max_keys)

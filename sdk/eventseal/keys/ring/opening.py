@@ -135,7 +135,7 @@ REFUSAL_SECONDS = 5.0
 _MOST_REFUSALS = 10_000
 
 ATTEMPTS = 8
-"""How often rows are read because states changed. Each new attempt needs a refresh with changes."""
+"""How often rows are read at most. Each new attempt needs a refresh that found changed states."""
 
 
 class Rows(NamedTuple):
@@ -152,7 +152,7 @@ class Rows(NamedTuple):
 
 
 class Opener:
-    """Loads keys by id. It checks every row before its key, and every key against its row."""
+    """Loads keys by id. It checks every row before it uses the key, and every key against its row."""
 
     def __init__(self, parts: RingParts) -> None:
         self._parts = parts
@@ -424,7 +424,7 @@ class _Batch:
         pending: The keys that have no outcome yet.
         outcomes: The outcomes of the other keys.
         opened: Handles of unwrapped keys, even if their rows must be read again.
-        reread: The keys whose rows are read once more, because the row names a destroyed key.
+        reread: The keys whose rows are read once more, because the row names a destroyed branch key.
     """
 
     def __init__(self, key_ids: Collection[UUID]) -> None:

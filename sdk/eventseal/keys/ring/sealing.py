@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 ROTATION_RESTS = 30.0
-"""How many seconds a failed rotation by policy is not tried again."""
+"""The seconds before a failed rotation by policy is tried again."""
 
 
 class ScopeBatch:

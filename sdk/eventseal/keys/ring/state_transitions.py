@@ -54,7 +54,7 @@ class ShreddedScope(NamedTuple):
     A scope that is closed.
 
     Attributes:
-        destroyed: The keys that were destroyed by this shred.
+        destroyed: The keys that this shred destroyed, or would destroy if it is a dry run.
         shredded: All keys of the scope that were ever shredded, by this or an earlier run. It includes
             tombstones that only hold a slot.
         keys: Every key that the scope ever had, including keys that were retired.
@@ -148,7 +148,9 @@ def transitions_of_shred(
 
 def refuse_retirement(record: KeyRecord) -> None:
     """
-    Refuse to retire a key in use, or one with uncountable items.
+    Refuse to retire a key that must stay.
+
+    Such a key is in use, or its items cannot be counted.
 
     Raises:
         JobError: The key is active, or of a purpose that is never retired.

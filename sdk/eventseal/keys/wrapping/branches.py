@@ -1,7 +1,7 @@
 """
-Branch keys: stored wrapped in the key store, they wrap data keys.
+Branch keys, which are in the key store, and wrap data keys.
 
-They wrap the data keys of a million scopes for one KMS call for each branch key.
+They wrap the data keys of a million scopes, and each branch key costs one KMS call.
 """
 
 from __future__ import annotations
@@ -81,13 +81,13 @@ def branch_wrapping(record: KeyRecord) -> WrappedKey | None:
 
 
 def named_branch(wrapped: WrappedKey) -> UUID | None:
-    """Return the branch key id in a wrapping, or ``None``. It must be in canonical form."""
+    """Return the branch key id in a wrapping. ``None`` if it has none in canonical form."""
     return named_branch_in(wrapped.kek_uri)
 
 
 @lru_cache(maxsize=MOST_BRANCHES)
 def named_branch_in(kek_uri: str) -> UUID | None:
-    """Return the branch key id in a ``kek_uri``, or ``None``. It must be in canonical form."""
+    """Return the branch key id in a ``kek_uri``. ``None`` if it has none in canonical form."""
     try:
         branch_id = UUID(kek_uri.removeprefix(BRANCH_PREFIX))
     except ValueError:
@@ -171,7 +171,7 @@ def _changed(record: KeyRecord, giver: str) -> IntegrityError:
 
 
 def _bound(key: DataKey | KeyRecord) -> bytes:
-    """Return the bytes that bind a wrapping, in addition to its header."""
+    """Return the associated data of a wrapping, without its header."""
     return length_prefixed(
         _DOMAIN, key.application.encode(), key.purpose.encode(), key.scope.encode(), key.key_id.bytes
     )

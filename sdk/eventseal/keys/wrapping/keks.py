@@ -1,4 +1,4 @@
-"""The KEKs of a keyring. It counts wrappings of new keys, and records verified wrappings."""
+"""The KEKs of a keyring: quorums of new keys, and verified wrappings."""
 
 from __future__ import annotations
 

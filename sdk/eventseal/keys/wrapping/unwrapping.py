@@ -46,7 +46,11 @@ def is_under(adapter: KmsAdapter, kek_uri: str) -> bool:
 
 
 def concerns_the_kek(error: Exception) -> bool:
-    """Return whether an error concerns a KEK, not one wrapping or key."""
+    """
+    Return whether an error concerns a KEK, or the connection to it.
+
+    Other errors concern one wrapping or key.
+    """
     if isinstance(error, ConfigurationError):
         return not isinstance(error, KekNotConfiguredError)
     # A plain KmsError may concern one wrapping only. An error with a version concerns that version only.
@@ -61,7 +65,11 @@ _log = logging.getLogger(__name__)
 
 
 TRIAL_RESTS = 900.0
-"""How many seconds a KEK that opened nothing is not tried early."""
+"""
+How many seconds a KEK that opened nothing is not tried early.
+
+Early means before its turn.
+"""
 
 
 class KekHealth:
