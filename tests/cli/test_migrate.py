@@ -111,7 +111,7 @@ def test_of_a_migration_that_stopped_status_tells_how_it_goes_on(run, run_json, 
     query("UPDATE reencryption_jobs SET state = 'running', updated_at = '2020-01-01 00:00:00.000000'")
     (step,) = run_json("status")["next"]
     assert step["command"].startswith("eventseal migrate --resume ")
-    assert step["reason"].startswith("a migration was interrupted: 30 of 30 items done")
+    assert step["reason"].startswith("a migration is not finished: 30 of 30 items done")
     run(*step["command"].split()[1:])
     assert [step["command"] for step in run_json("status")["next"]] == ["eventseal migrate finish"]
 

@@ -293,7 +293,7 @@ def test_a_job_is_paused_from_elsewhere_and_resumed(run, run_json, old, slow):
     assert json.loads(out)["complete"] is False
     steps = run_json("status")["next"]
     assert steps[0]["command"] == f"eventseal reencrypt --resume {job['job_id']}"
-    assert "a re-encryption was interrupted" in run("doctor", exits=1).stdout
+    assert "a re-encryption is paused" in run("doctor", exits=1).stdout
     assert run_json("reencrypt", "--resume", job["job_id"], "--items-per-second", "1000000")["left"] == 0
     assert "jobs" not in {f["area"] for f in run_json("doctor", exits=1)["findings"] if f["remedy"]}
 

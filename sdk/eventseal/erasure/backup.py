@@ -169,8 +169,8 @@ def _at_rest(settings: SQLAlchemySettings) -> SQLAlchemySettings:
     """
     Return settings that read a SQLite backup without creating files.
 
-    They also work in a read-only folder. A write-ahead log next to the file is part of the backup. Only with
-    such a log, SQLite may need to write there.
+    They also work in a read-only folder. A write-ahead log next to the file is part of the backup. SQLite
+    may need to write there only if there is such a log.
 
     Raises:
         ConfigurationError: The file does not exist.

@@ -99,7 +99,8 @@ def roll_epoch(
         ledger: The erasure ledger. It records the roll, and its key moves to the remaining KEKs, so that it
             stays readable. ``None``: the store's own ledger, if it has one.
         batch: Keys in one call, 1 or more.
-        dry_run: Whether to only count the wrappings that would be replaced, and the KEKs that hold them.
+        dry_run: Whether to only count the wrappings that would be replaced, and those that other applications
+            must replace.
         progress: Called after each batch with the result so far.
 
     Returns:

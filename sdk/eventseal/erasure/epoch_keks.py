@@ -66,7 +66,7 @@ class EpochKeks:
         Return the deletion dates of the ending KEKs that already have one.
 
         Raises:
-            KmsError: The KMS does not report the date of a KEK.
+            KmsError: A KEK rejects the request or fails.
         """
         dates: dict[str, datetime] = {}
         for adapter in self.leaving:

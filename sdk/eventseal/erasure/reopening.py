@@ -72,7 +72,11 @@ def list_erased(store: SealedStore, tables: Sequence[SealedTable], keys: Iterabl
 
 
 def _list_fields(store: SealedStore, tables: Sequence[SealedTable], key_ids: Collection[UUID]) -> int:
-    """List the fields under erased keys in items that are not encrypted."""
+    """
+    List the fields under erased keys in items that are not encrypted.
+
+    Nothing else shows that such fields were there before.
+    """
     listed = 0
     for table in tables if key_ids else ():
         fields = PersonalFields(store.cipher, JSONTranscoder(), UnknownPlaceNames(), table.collection)

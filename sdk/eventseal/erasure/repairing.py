@@ -60,7 +60,7 @@ _BATCH = 100
 """The number of rows in a transaction, and in a ledger entry."""
 
 _ATTEMPTS = 3
-"""How often a batch is encrypted if a key is closed meanwhile."""
+"""The most attempts to encrypt a batch whose keys are closed meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +155,7 @@ def repair(
 
 
 def _refuse_undone_erasures(store: SealedStore, ledger: Ledger) -> None:
-    """Refuse key tables that a restore set back, with erased keys."""
+    """Refuse key tables in which a restore brought back erased keys."""
     if not ledger.exists(store.keyring.application):
         return
     reading = Reading.of(store, ledger)

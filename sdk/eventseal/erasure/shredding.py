@@ -213,8 +213,8 @@ def shred(
         ledger: The erasure ledger, which is created if it is missing and nothing was ever shredded. ``None``:
             the store's own ledger, if it has one. Without a ledger, a restore of the key tables brings the
             keys back, and nothing shows it.
-        notify: Called when all is done, even if an earlier run did it. If it raises, the erasure stays done.
-            Run the shred again to repeat the call.
+        notify: Called with a :class:`SubjectErased` when all is done, even if an earlier run did it. If it
+            raises, the erasure stays done. Run the shred again to repeat the call.
         destroy_application_items: Whether the scope may be ``application``, which holds every item and field
             without another scope.
         dry_run: Whether to only count the items and keys that would be destroyed.

@@ -79,15 +79,14 @@ def copy_items(
     """
     Copy and seal items of the eventsourcing library's releases 1 to 7.
 
-    It reads the old table and writes to a table of the store. Topics stay the same: ``register_alias`` maps
-    them to today's classes. JSON is written in the form that the store's transcoder reads. If it is
-    interrupted, run it again: it copies the items that are missing. This includes items that the old
-    application has written meanwhile.
+    The old table is only read. Topics stay the same: ``register_alias`` maps them to today's classes. JSON is
+    written in the form that the store's transcoder reads. If it is interrupted, run it again: it copies the
+    items that are missing. This includes items that the old application has written meanwhile.
 
     Args:
         store: A store with ``accepted_formats``, like an ``EventSeal``.
         source: The database of the old table.
-        table: The old table, with its schema and a dot if it is not in the default schema.
+        table: The old table. If it is not in the default schema, write its schema and a dot before it.
         into: The new table, which belongs to a record class of the store.
         columns: The old names of the columns, by role: ``sequence_id``, ``position``, ``topic``, ``data``.
         only: Copies only rows with these values, by column.

@@ -1,4 +1,4 @@
-"""Finds the items, scopes and keys that a person names."""
+"""Finds items, scopes and keys by name. Suggests similar scopes and keys."""
 
 from __future__ import annotations
 
@@ -99,7 +99,11 @@ def _value(column: SealedColumn, text: str) -> Any:
 
 _COLUMNS = encryption_keys.c
 _NEIGHBOURS = 500
-"""Scopes read on each side of the index, which may hold millions."""
+"""
+The most scopes to read on each side of the typed one.
+
+Also the most key ids to read. An application may have millions of both.
+"""
 
 
 def refuse_unknown_scopes(
@@ -122,8 +126,8 @@ def refuse_unknown_scopes(
             suggest one: it would be another subject.
 
     Raises:
-        ConfigurationError: A scope is unknown. The remedy suggests a similar one, unless scopes are
-            stored as digests.
+        ConfigurationError: A scope is unknown. The remedy suggests a similar one, if there is one, but
+            never if scopes are stored as digests.
         StoreError: The database refused or failed.
     """
     for scope in scopes:
@@ -135,8 +139,8 @@ def refuse_unknown_scopes(
                 raise ConfigurationError(
                     message,
                     remedy="Check the spelling letter by letter: a similar scope is another subject. "
-                    "`eventseal keys` lists the scopes that have keys. If a subject has no keys, nothing of "
-                    "it is encrypted.",
+                    "`eventseal keys` lists the scopes that have keys. If a subject has no keys, no data "
+                    "is encrypted under its scope.",
                 )
             # A neighbouring digest belongs to an unrelated scope, and nobody can read which one.
             readable = [] if is_digest(stored) else [other for other in known if not is_digest(other)]
@@ -155,7 +159,7 @@ def known_keys(datastore: SQLAlchemyDatastore, application: str, typed: Sequence
 
     Raises:
         ConfigurationError: A text is not a key id, or the application has no such key. The remedy
-            suggests a similar key id.
+            suggests a similar key id, if there is one.
         StoreError: The database refused or failed.
     """
     asked = {text: _key_id(text) for text in typed}
@@ -180,7 +184,7 @@ def _key_id(text: str) -> UUID | None:
 
 @reads("looking for scopes")
 def _neighbours(connection: Connection, *, application: str, scope: str) -> list[str]:
-    of_items = _COLUMNS.purpose.in_(SUBJECT_PURPOSES)  # branch keys and the store key are in no scope
+    of_items = _COLUMNS.purpose.in_(SUBJECT_PURPOSES)  # the scopes of other keys hold no items
     ours = select(_COLUMNS.scope).where(_COLUMNS.application == application, of_items).distinct()
     behind = ours.where(_COLUMNS.scope >= scope).order_by(_COLUMNS.scope)
     before = ours.where(_COLUMNS.scope < scope).order_by(_COLUMNS.scope.desc())

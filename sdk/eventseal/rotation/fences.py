@@ -81,7 +81,8 @@ def close_and_count(
         excused: Counts, in the same transaction, the items for which no key is kept.
 
     Raises:
-        StoreError: The database refused or failed. A lock that another transaction holds is no error.
+        StoreError: The database refused or failed. If another transaction holds a lock, this is not raised:
+            see ``held``.
     """
     result = ClosedFences()
 
@@ -125,7 +126,7 @@ def _close(
 def without(
     items: Mapping[UUID, Counter[str]], excused: Mapping[UUID, Counter[str]]
 ) -> dict[UUID, Counter[str]]:
-    """Subtract counts by key and table. Drop the keys without a rest."""
+    """Subtract counts by key and table. Drop keys with no items left."""
     left = {key_id: counts - excused.get(key_id, Counter()) for key_id, counts in items.items()}
     return {key_id: counts for key_id, counts in left.items() if counts}
 
@@ -134,7 +135,7 @@ def _each_if_held(
     key_ids: Sequence[UUID], work: Callable[[Sequence[UUID]], None]
 ) -> dict[UUID, StoreUnavailableError]:
     """
-    Do *work* with all keys. If a fence is held, do each alone.
+    Do *work* with all keys. If a fence is held too long, do each alone.
 
     Return the keys whose fence another transaction held for too long.
     """
@@ -195,7 +196,7 @@ class Miscount(NamedTuple):
 
 
 def late_item(mark: CompromisedItems) -> IntegrityError:
-    """Return an error for an item that changed after its key's mark."""
+    """Return an error for an item written after its key's mark."""
     if mark.unreadable:
         return IntegrityError(
             f"the mark of key {mark.key_id} for {mark.table} in compromised_marks was edited: "

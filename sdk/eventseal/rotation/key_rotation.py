@@ -56,8 +56,8 @@ def rotate_keys(
 
     Returns:
         The result's ``done`` counts the scopes that have a new key. Its ``failed`` counts the scopes whose
-        row is not in order, and the leaked keys that must be marked again. Those had a transaction that wrote
-        under them for more than 2 seconds. Its ``by_key`` names the replaced keys.
+        row is not in order, and the leaked keys that must be marked again. A transaction
+        that wrote under such a key was open for more than 2 seconds. Its ``by_key`` names the replaced keys.
 
     Raises:
         ConfigurationError: A named scope never had a key. Nothing was done.

@@ -62,8 +62,8 @@ def begin_migration(
     """
     Let readers accept the configured older formats as well as envelopes.
 
-    It first opens a sample of the items, so that a wrong key is found early. If it is called again, the then
-    configured formats apply.
+    It first opens a sample of the items, so that a wrong key is found early. If you call it again, it
+    accepts the formats that are configured then.
 
     Args:
         store: A store with ``accepted_formats``, like an ``EventSeal``.
@@ -122,7 +122,8 @@ def migrate(
             has sealed items there under another scope.
         tables: Only these tables, by name. ``None``: all registered tables.
         batch: The most items in one transaction, from 1 to 100,000.
-        items_per_second: The highest rate of all workers together. ``None``: no limit.
+        items_per_second: The highest rate of all workers together, at least 0.001. ``None``: no limit, or the
+            rate of the unfinished job that this call continues.
         shards: The number of workers to run in the *executor*, 1 or more.
         executor: Runs the workers. ``None``: one worker runs in this thread.
         open_store: Opens the store in a worker. Workers in other processes need it and must be able to import
@@ -220,7 +221,7 @@ def finish_migration(
         dry_run: Whether only to check.
 
     Returns:
-        The result's ``by_table`` counts the older items of each table: none.
+        The result's ``by_table`` names the tables, each with 0 items left.
 
     Raises:
         ConfigurationError: A table is not registered, or a table that the settings list does not exist.

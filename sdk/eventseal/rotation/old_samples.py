@@ -294,7 +294,7 @@ def refuse_wrong_id_types(store: SealedStore, sources: Sequence[OldSources]) -> 
     if store.datastore.engine.dialect.name != "sqlite":
         return
     tables = [source.table for source in sources if not source.table.has_key_ids]
-    shown = [_is_shown(store, table) for table in tables]  # a list, because each table may be wrong
+    shown = [_is_shown(store, table) for table in tables]  # a list: any() must not skip a wrong table
     if any(shown):
         return
     for source in sources:

@@ -1,4 +1,4 @@
-"""Re-encrypt items under old keys with active keys, while applications run."""
+"""Re-encrypt items under their scopes' active keys, while applications run."""
 
 from __future__ import annotations
 
@@ -79,12 +79,13 @@ def reencrypt(
         do not open, are suspected forgeries, have a scope without an active key, or are neither envelopes nor
         accepted plaintext. Its ``left`` counts the items still to do.
 
-        It is ``complete`` if nothing more to do was found after every process had noticed the last rotation.
-        Until that time, ``settles_at``, processes may append under an old key. ``by_table`` counts by
-        outcome, and ``by_key`` by the former key of the items.
+        It is ``complete`` if a look at all key ids found nothing more to do. This look began after every
+        process had noticed the last rotation. Until that time, ``settles_at``, processes may append under an
+        old key. ``by_table`` counts by outcome, and ``by_key`` by the former key of the items.
 
     Raises:
-        ConfigurationError: An argument is wrong, a table is not registered, or a key is active or destroyed.
+        ConfigurationError: An argument is wrong, a table is not registered, or a key is unknown, active or
+            destroyed.
         JobError: *resume* is no job, or another release created it in another format.
         KmsError: The KMS refused or failed. The next call continues the job.
         StoreError: The database refused or failed. The next call continues the job.

@@ -70,8 +70,8 @@ def retire(
     Destroy keys that nothing needs. If it is interrupted, run it again.
 
     One transaction in the items' database closes the keys' fences, which waits for every transaction that
-    wrote under the keys. A later statement counts the items that are left. Only then the wrappings are
-    deleted. A branch key is destroyed when it wraps no other key.
+    wrote under the keys. A later statement of the same transaction counts the items that are left. Only then
+    the wrappings are deleted. A branch key is destroyed when it wraps no other key.
 
     Args:
         store: An ``EventSeal``, or any other :class:`SealedStore`.
@@ -187,7 +187,7 @@ class _Retirement(Run):
         needed = {k: what for k, what in self._needed.items() if k not in self._set_aside}
         for key_id, what in needed.items():
             more = counted(len(self._needed) - 1, "more key")
-            others = f". Something also needs {more}" * (len(self._needed) > 1)
+            others = f". Also needed: {more}" * (len(self._needed) > 1)
             raise JobError(
                 f"key {key_id} was not destroyed: {what}{others}", remedy=_REMEDY, key_id=key_id, **facts
             )

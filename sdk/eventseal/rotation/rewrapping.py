@@ -34,7 +34,7 @@ class KekReport:
 
     Attributes:
         application: The application that owns the keys.
-        uses: Counts of wrappings by KEK and version, in that order. They include branch keys, and leave out
+        uses: Counts of wrappings by KEK and version, sorted by both. They include branch keys, and leave out
             destroyed keys.
     """
 
@@ -85,7 +85,7 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
     """
     Refuse to remove a KEK, or a version, while keys need it.
 
-    It unwraps every key that is not destroyed without this KEK, under another configured KEK. For a version,
+    Without this KEK, it unwraps every key that is not destroyed, under another configured KEK. For a version,
     it may also use another version of the same KEK. A key that cannot be opened this way needs the KEK. The
     key tables alone prove nothing about wrappings.
 

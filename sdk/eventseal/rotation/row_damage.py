@@ -127,7 +127,8 @@ def damaged_rows(
     Args:
         store: An ``EventSeal``, or any other :class:`SealedStore`.
         table: A registered table.
-        progress: Called after each page. ``failed`` counts the checked rows that do not open.
+        progress: Called after each page with the counts of checked rows. ``failed`` are those that do not
+            open.
 
     Raises:
         ConfigurationError: The table is not registered. Or a row is no envelope, its table is being migrated,

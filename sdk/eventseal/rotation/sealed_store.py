@@ -33,7 +33,7 @@ PAGE_SIZE = 1000
 
 @runtime_checkable
 class SealedStore(Protocol):
-    """A store of sealed items, such as ``EventSeal``. It has these four attributes."""
+    """A store of sealed items: any object with these attributes, like ``EventSeal``."""
 
     @property
     def keyring(self) -> Keyring:
@@ -52,7 +52,7 @@ class SealedStore(Protocol):
 
     @property
     def datastore(self) -> SQLAlchemyDatastore:
-        """The database of the items. With the keys, it has the registry of tables."""
+        """The database of the items. The registry of tables is next to the keys."""
         ...
 
 
@@ -216,7 +216,7 @@ def own_tables(
 
 
 def as_listed(datastore: SQLAlchemyDatastore, table: SealedTable) -> SealedTable:
-    """Treat the table of a listed record class as the application's own."""
+    """Treat a listed record class's table as own, whatever the registry says."""
     return replace(table, is_others=False) if table.table in datastore.listed_tables else table
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 SET_ASIDE = "set_aside"
-"""Rows that do not open and are set aside. Counted only if there are any."""
+"""Unchanged rows that are set aside. Counted only if there are any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class SetAside:
 
     @property
     def row(self) -> dict[str, str]:
-        """Return the row's primary key as text, like failures."""
+        """Return the row's primary key as text, as failures have it."""
         sequence_id, position = map(str, self.place)
         return {"sequence_id": sequence_id, "position": position}
 

@@ -49,7 +49,7 @@ RANGE_ITEMS = 50_000
 """
 The items of one range.
 
-A worker takes one range at a time. An interrupted verification repeats at most one range for each worker.
+A worker takes one range at a time. A resumed verification repeats the ranges that were not finished.
 """
 
 _KEPT_EVERY = 5.0
@@ -165,7 +165,7 @@ class _Verification:
     def __post_init__(self) -> None:
         self._started = self._kept = time.monotonic()
         self._of_this_run = Tally()
-        """Failures that each run finds again: keys, unreadable tables and changed rows."""
+        """Failures each run finds again: keys, unreadable tables, changed set-aside rows."""
         self._said: Sequence[SetAside] = ()
 
     def fail_registry(self, unreadable: Sequence[IntegrityError]) -> None:
@@ -345,7 +345,7 @@ def _begun(
     for table in tables:
         items = sum(count_by_key(engine, table).values())
         total += items
-        # A small table also gets several ranges for each worker. Small ranges cost no time.
+        # A small table also gets several ranges for each worker. A range of few items takes almost no time.
         wanted = max(items // RANGE_ITEMS, min(4 * (shards - 1), items // PAGE_SIZE), 1)
         ranges += [Range(table.table, after, upto) for after, upto in ranges_of(engine, table, wanted)]
     return VerifyState(

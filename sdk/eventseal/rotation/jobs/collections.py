@@ -233,7 +233,7 @@ def open_former(
 
 
 def _plain_with_fields(store: SealedStore, table: SealedTable) -> list[Failure]:
-    """Find plaintext items with fields bound to the former name. No job re-encrypts them."""
+    """Find plaintext items with fields bound to the former name. Re-encryption skips them."""
     failures: list[Failure] = []
     for page in pages(store.datastore.engine, table):
         for row in page:

@@ -40,7 +40,11 @@ if TYPE_CHECKING:
 REENCRYPT, MIGRATE = "reencrypt", "migrate"
 
 KEPT_JOBS = 10
-"""The most finished jobs to keep. Each may have a row for every key and range."""
+"""
+The most finished jobs of an application to keep.
+
+Each may have a row for every key and range.
+"""
 
 
 def verb_of(options: Mapping[str, Any]) -> str:

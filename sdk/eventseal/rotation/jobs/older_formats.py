@@ -48,7 +48,7 @@ def old_items(
     """
     Open the rows of a page that may have older formats.
 
-    Each row has its own outcome.
+    Yield the place of each row, and its item or its own error.
 
     Args:
         store: The store whose cipher is tried first.

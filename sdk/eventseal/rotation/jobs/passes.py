@@ -251,7 +251,11 @@ class Passes:
         return job_shards.load_totals(self._engine, self.job)
 
     def _tell(self) -> None:
-        """Report progress from time to time. One thread reports, so counts never decrease."""
+        """
+        Report progress from time to time.
+
+        One thread reports at a time, so that no older count comes after a newer one.
+        """
         if self.progress is None or not self._telling.acquire(blocking=False):
             return
         try:

@@ -1,4 +1,4 @@
-"""The items that a job works on, by their keys' status."""
+"""The items of a job: old keys, older formats or former collections."""
 
 from __future__ import annotations
 
@@ -170,7 +170,11 @@ class TableSources:
             yield 1, Selection(keys=listed, few=self._are_few(others))
 
     def unsealed(self) -> Iterator[Selection]:
-        """Select rows that no pass processes, because they are no envelopes."""
+        """
+        Select the rows that no pass processes.
+
+        They are no envelopes, or only begin like one by chance.
+        """
         if plain := self.items.get(None, 0):
             yield Selection(keys=(), few=plain <= FEW_ITEMS, plain=True)
         keys = self.keys.get(KeyStatus.CHANCE, ())
@@ -359,7 +363,11 @@ def moved_sources(store: SealedStore, table: SealedTable, job: Job | None) -> li
 
 @reads("reading the progress of a job")
 def _is_passed(connection: Connection, job: Job) -> bool:
-    """Return whether the last pass found no row that changed meanwhile."""
+    """
+    Return whether a pass has ended in which no row changed meanwhile.
+
+    A row that changed needs another pass.
+    """
     (now,) = jobs.load_jobs(connection, job.application, job_id=job.job_id)
     totals = job_shards.load_totals(connection, now)
     changed = sum(counts["changed"] for counts in totals.by_table.values())

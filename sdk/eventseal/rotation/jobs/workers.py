@@ -97,7 +97,11 @@ class Workers:
 
 
 def ranges_of(engine: Engine, table: SealedTable, ranges: int) -> list[tuple[Place | None, Place | None]]:
-    """Cut a table into similar ranges: after one place, up to another."""
+    """
+    Cut a table into ranges of about equal size.
+
+    Each begins after its first place, and ends with its second. ``None``: the start or the end of the table.
+    """
     bounds = range_bounds(engine, table, min(ranges, _MOST_RANGES))
     return list(zip([None, *bounds], [*bounds, None], strict=True))
 
@@ -142,8 +146,9 @@ def is_dead(worker: str) -> bool:
     """
     Return whether a worker is known to have ended.
 
-    It has ended if its process has, or if this process has ended it. Nothing is known of a worker on another
-    machine, of one whose processes cannot be identified, or of one whose name was edited.
+    It has ended if its process has. A worker of this process has also ended if :func:`end_worker` was called.
+    Nothing is known of a worker on another machine, or of one whose name was edited. The same applies on a
+    machine that does not show when a process began.
     """
     machine, *rest = worker.split("|")
     if machine != _machine() or len(rest) != _PARTS or not (rest[0].isdecimal() and rest[0].isascii()):
@@ -208,7 +213,11 @@ class Pacer:
     now: Callable[[], float] | None = None
 
     def most(self, batch: int) -> int:
-        """Return the most items of a batch: about one second's work."""
+        """
+        Return the most items of a batch.
+
+        At the job's rate, they take at most about a second. It is at least one item.
+        """
         rate = self.job.items_per_second
         return batch if rate is None else max(1, min(batch, int(rate)))
 

@@ -168,7 +168,8 @@ def unfinished_job(job_status: JobStatus, now: datetime) -> Advice | None:
         now: The database's clock.
 
     Returns:
-        ``None`` if the job is finished, or progressed within the last minute: a process is working on it.
+        ``None`` if the job is finished, or its row changed within the last minute. Then a process may be
+        working on it.
     """
     job = job_status.job
     if job_status.problem is not None:
@@ -180,9 +181,9 @@ def unfinished_job(job_status: JobStatus, now: datetime) -> Advice | None:
         return None
     what = "migration" if verb_of(job.options) == MIGRATE else "re-encryption"
     reason = (
-        f"a {what} {'is paused' if job.state == PAUSED else 'was interrupted'}: "
+        f"a {what} {'is paused' if job.state == PAUSED else 'is not finished'}: "
         f"{job_status.done:,} of {counted(job.total, 'item')} done. "
-        f"Last progress: {moment(job.updated_at, now)}"
+        f"Last change: {moment(job.updated_at, now)}"
     )
     if job.state == SETTLING:
         reason = (

@@ -90,7 +90,7 @@ class OverdueKeys:
 
     Attributes:
         keys: The number of keys.
-        scopes: The scopes of the oldest three.
+        scopes: The scopes of the oldest keys, at most three.
     """
 
     keys: int
@@ -141,7 +141,7 @@ def overdue_keys(
     connection: Connection, *, application: str, policy: RotationPolicy, now: datetime
 ) -> OverdueKeys:
     """
-    Find active data keys that exceed the policy's age or items.
+    Find active data keys that reached the policy's age or items.
 
     Args:
         connection: A connection to the database of the keys.
@@ -322,7 +322,7 @@ def settles_at(store: SealedStore, keys: Collection[UUID] | None) -> datetime | 
         keys: The same as for :func:`noticed_at`.
 
     Returns:
-        ``None`` if that time is past.
+        The time by the key store's clock, or ``None`` if it is past.
 
     Raises:
         StoreError: The key store refused or failed.
