@@ -150,7 +150,8 @@ def main() -> int:
     for file in folder.glob(f"{database.name}*"):
         file.unlink()
     shutil.copyfile(backup, database)
-    print("The backup was restored, with Ada's key in it. First of all, EventSeal follows the ledger:")
+    print("The backup was restored, with Ada's key in it.")
+    print("Before the application starts, EventSeal compares the keys with the ledger:")
     with closing(Shop(settings)) as shop:
         restored = after_restore(shop.seal, notify=mailing_list.forget)
         print(f"    keys destroyed again: {restored.done}, scopes: {len(restored.scopes)}")

@@ -22,7 +22,7 @@ def show(result: JobResult) -> None:
 
 
 def run(seal: EventSeal) -> int:
-    """Rotate, re-encrypt until no process uses an old key, retire."""
+    """Rotate, re-encrypt, wait for all processes, retire. Return the exit code."""
     print(f"Scopes with a new key: {rotate_keys(seal, progress=show).done:,}")
     moved = reencrypt(seal, progress=show)
     while moved.settles_at is not None:  # other processes may still append under an old key

@@ -103,7 +103,7 @@ class LocalKmsAdapter:
     @classmethod
     def exists(cls, uri: str) -> bool:
         """
-        Check whether any file is at the path of a key URI.
+        Return whether anything exists at the path of a key URI.
 
         Args:
             uri: A key URI as for :meth:`from_uri`.
@@ -143,7 +143,7 @@ class LocalKmsAdapter:
 
     @property
     def uri(self) -> str:
-        """``local://`` and the key's check value, which wrappings store."""
+        """The stored URI: ``local://`` and the key's check value, without the path."""
         return self._uri
 
     def generate_data_key(self, context: EncryptionContext) -> tuple[bytes, WrappedKey]:

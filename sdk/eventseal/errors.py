@@ -115,7 +115,7 @@ OPAQUE_INTEGRITY_MESSAGE = "the item does not authenticate: its bytes, its heade
 """
 The one message for a bad tag and for bad padding.
 
-Nobody can distinguish the two.
+It is the same, so that nobody can distinguish the two.
 """
 
 
@@ -123,7 +123,7 @@ class UnknownFormatError(EventSealError):
     """
     The bytes are not an envelope that this release can read.
 
-    Their version, suite or compression is unknown.
+    They are not an envelope at all, or their version, suite or compression is unknown.
     """
 
     default_remedy = (
@@ -196,7 +196,11 @@ class KmsForbiddenError(KmsError):
 
 
 class KmsKeyStateError(KmsError):
-    """The KEK or its version is disabled, deleted or of another kind."""
+    """
+    The KEK, or one version of it, is unusable.
+
+    It is disabled, pending deletion, deleted, or of the wrong kind.
+    """
 
     default_remedy = "Enable the KMS key, or cancel its deletion. A retry does not help."
     kek_version: str | None = None

@@ -79,7 +79,7 @@ def test_what_no_reader_takes_is_told_where_plain_items_are_allowed(
     assert run_json("status")["unreadable"] == {}
     query(f"UPDATE integer_sequenced_items SET data = {edited}, key_id = NULL WHERE position = 1")
     assert run_json("status", exits=1)["unreadable"] == {"integer_sequenced_items": 1}
-    assert "1 item of integer_sequenced_items without encryption" in run("doctor", exits=1).stdout
+    assert "1 item of integer_sequenced_items is not encrypted" in run("doctor", exits=1).stdout
     run("verify", exits=1)
 
 

@@ -142,7 +142,7 @@ def test_plain_items_fail_unless_the_settings_say_that_there_are_some(
     with_ledger(2)
     query("UPDATE integer_sequenced_items SET key_id = NULL, data = CAST('{}' AS BLOB) WHERE position = 0")
     assert f"EncryptionRequiredError: {ITEMS}" in run("verify", exits=1).stdout
-    assert "without encryption" in run("doctor", exits=1).stdout
+    assert "not encrypted, and no reader" in run("doctor", exits=1).stdout
     assert run_json("status", exits=1)["unreadable"] == {ITEMS: 1}
     monkeypatch.setenv("EVENTSEAL_ALWAYS_ENCRYPT", "false")
     assert run_json("verify")["by_table"][ITEMS]["plain"] == 1

@@ -326,7 +326,7 @@ def test_items_of_keys_that_are_not_there_are_told(append, sql, shop):
 def test_items_whose_column_names_another_key_than_their_envelope_are_told(append, sql):
     append()
     sql(f"UPDATE {ITEMS} SET key_id = NULL")
-    assert "eventseal verify" in the_one(f"1 item of {ITEMS} with another key").remedy
+    assert "eventseal verify" in the_one(f"1 item of {ITEMS} names another key").remedy
 
 
 def test_an_edited_row_of_a_key_is_found_by_its_seal(shop, sql):
@@ -560,9 +560,9 @@ def test_items_that_are_not_encrypted_are_an_error_until_a_migration_begins(appe
     append(3)
     edit = f"UPDATE {ITEMS} SET key_id = NULL, data = :data WHERE position > 0"
     sql(edit, data=b"{}")
-    finding = the_one("without encryption")
+    finding = the_one("not encrypted, and no reader")
     assert (finding.severity, finding.area) == (Severity.ERROR, "migration")
-    assert finding.text.startswith(f"2 items of {ITEMS} without encryption")
+    assert finding.text.startswith(f"2 items of {ITEMS} are not encrypted, and no reader accepts")
     assert "eventseal migrate begin" in finding.remedy
     monkeypatch.setenv("EVENTSEAL_ALWAYS_ENCRYPT", "false")
     assert amiss() == []
@@ -573,7 +573,7 @@ def test_items_that_are_not_encrypted_are_an_error_until_a_migration_begins(appe
     sql(edit, data=b"\xff, which no reader takes")
     for allowed in ("true", "false"):
         monkeypatch.setenv("EVENTSEAL_ALWAYS_ENCRYPT", allowed)
-        assert the_one("without encryption").text.startswith(f"2 items of {ITEMS}")
+        assert the_one("not encrypted, and no reader").text.startswith(f"2 items of {ITEMS}")
 
 
 @pytest.mark.slow

@@ -164,13 +164,21 @@ class AwsKmsAdapter:
         return value_of(self._data_keys.unwrapped(wrapped, context))
 
     def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
-        """Wrap each key, at most 20 calls in flight. Outages end it early."""
+        """
+        Wrap each key, at most 20 calls in flight.
+
+        An outage ends the batch early.
+        """
         return self._calls.for_each(keys, lambda item: self._data_keys.wrapped(*item))
 
     def unwrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[bytes | EventSealError]:
-        """Unwrap each key, at most 20 calls in flight. Outages end it early."""
+        """
+        Unwrap each key, at most 20 calls in flight.
+
+        An outage ends the batch early.
+        """
         return self._calls.for_each(keys, lambda item: self._data_keys.unwrapped(*item))
 
     def rewrap_many(
@@ -179,11 +187,11 @@ class AwsKmsAdapter:
         """
         Rewrap keys inside KMS, under the newest material of this KMS key.
 
-        The wrappings may be under any KMS key of this Region. If the endpoint has no ``ReEncrypt``, as some
-        emulators, the adapter unwraps the key and wraps it again.
+        The wrappings may be under any KMS key of this Region. If the endpoint has no ``ReEncrypt``, like
+        some emulators, the adapter unwraps the key and wraps it again.
 
         Args:
-            keys: Wrappings whose KEK is configured. It may be another KMS key, also of another account.
+            keys: Only wrappings whose KEK is configured. It may be another KMS key, even of another account.
         """
         return self._calls.for_each(keys, lambda item: self._data_keys.rewrapped(*item))
 
@@ -208,7 +216,7 @@ class AwsKmsAdapter:
         Return the ``KeyMaterialId`` that wraps keys now. It needs ``kms:DescribeKey``.
 
         Returns:
-            ``None`` if the endpoint has no such id, as some emulators.
+            ``None`` if the endpoint reports no such id, like some emulators.
 
         Raises:
             KmsError: KMS refused or failed.
@@ -228,7 +236,7 @@ class AwsKmsAdapter:
         """
         Return when KMS will delete the key. It needs ``kms:DescribeKey``.
 
-        It is ``None`` if no deletion is scheduled.
+        It is ``None`` if no deletion is scheduled, or if KMS has no date yet.
 
         Raises:
             KmsError: KMS refused or failed.

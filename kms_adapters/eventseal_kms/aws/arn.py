@@ -59,13 +59,13 @@ class KeyArn:
 
     @classmethod
     def find(cls, text: str) -> Self | None:
-        """Read an ARN. Return ``None`` for one of another service."""
+        """Read an ARN, bare or with prefix. Return ``None`` for other texts."""
         match = _ARN.fullmatch(text.removeprefix(SCHEME))
         return cls(**match.groupdict()) if match else None
 
     @classmethod
     def find_uri(cls, uri: str) -> Self | None:
-        """Read a stored ``aws-kms://<ARN>``, and return ``None`` for another service."""
+        """Read a stored ``aws-kms://<ARN>``. Return ``None`` for any other URI."""
         return cls.find(uri) if uri.startswith(SCHEME) else None
 
     def __str__(self) -> str:

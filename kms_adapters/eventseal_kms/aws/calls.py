@@ -237,7 +237,7 @@ def _not_tried(first: EventSealError) -> EventSealError:
 
 @contextmanager
 def _bodies_hidden() -> Iterator[None]:
-    """Hide botocore's log lines of requests and answers, in this thread only."""
+    """Hide botocore's log lines, which hold keys, in this thread only."""
     _install_filters()
     token = _calling.set(True)
     try:

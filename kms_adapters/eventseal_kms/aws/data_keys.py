@@ -1,5 +1,5 @@
 """
-Wrap, unwrap and rewrap data keys under AWS KMS, one by one.
+Generate, wrap, unwrap and rewrap single data keys under AWS KMS.
 
 Expected errors are returned, not raised, so that no traceback holds a key. Nothing in an answer is used
 before its KMS key is compared with the requested one.
@@ -77,7 +77,11 @@ class DataKeys:
         return _oddity_of(wrapped) or self._decrypted(wrapped, kek, context)
 
     def rewrapped(self, wrapped: WrappedKey, context: EncryptionContext) -> WrappedKey | EventSealError:
-        """Rewrap a key under the newest material of this KMS key."""
+        """
+        Rewrap a key under the newest material of this KMS key.
+
+        The wrapping may be under any KMS key in reach.
+        """
         source = self._kms_key.source(wrapped.kek_uri)
         if isinstance(source, EventSealError):
             return source
@@ -116,7 +120,11 @@ class DataKeys:
         ask: Callable[[KeyArn], Answer | Failure],
         read: Callable[[Answer, KeyArn], Value | EventSealError],
     ) -> Value | EventSealError | Failure:
-        """Call the current key. If it is unusable, try the alias again."""
+        """
+        Call the key that wraps now.
+
+        If it is unusable and the alias names another key by now, call that key.
+        """
         kek = self._kms_key.current()
         if isinstance(kek, EventSealError):
             return kek

@@ -266,7 +266,7 @@ def failure_of(
     """
     if not isinstance(caught, boto.ClientError):
         known = (_BY_NAME[base.__name__] for base in type(caught).__mro__ if base.__name__ in _BY_NAME)
-        meaning = next(known, Meaning(KmsError, "the call failed before it was sent"))
+        meaning = next(known, Meaning(KmsError, "boto3 could not make the call"))
         # botocore's text for wrong parameters repeats their values, and a value may be a key.
         text = "" if isinstance(caught, boto.ParamValidationError) else str(caught)
         name = type(caught).__name__

@@ -30,7 +30,7 @@ class Material:
     Attributes:
         id: KMS's ``KeyMaterialId``, 64 hexadecimal digits.
         since: The time when it became the current version.
-        sealer: AES-256-GCM under these bytes.
+        sealer: AES-256-GCM under this material.
     """
 
     since: datetime
@@ -188,7 +188,7 @@ class Registry:
     Attributes:
         keys: The keys by place and id.
         aliases: The key ids by place and alias name.
-        passed: The lead of the fake's clock.
+        passed: How far the fake's clock is ahead of the real time.
     """
 
     keys: dict[Place, dict[str, FakeKey]] = field(default_factory=dict)

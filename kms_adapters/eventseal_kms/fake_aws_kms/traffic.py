@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 NO_ANSWER = "no answer"
-"""Instead of a code: no answer, like in an outage."""
+"""Instead of a code: the connection ends unanswered, as in an outage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class _Fault:
 
 class Traffic:
     """
-    Admits calls, counts them, and fails them as planned.
+    Admits and counts calls, and fails those that were planned to fail.
 
     Attributes:
         calls: Every call, in the order in which they ended.
@@ -73,7 +73,7 @@ class Traffic:
         self._held = 0
 
     def count(self, *actions: str) -> int:
-        """Return the number of calls of *actions*, ``kms:Decrypt``, or of all."""
+        """Count the calls of *actions*, such as ``kms:Decrypt``, or all calls."""
         return sum(not actions or call.action in actions for call in self.calls)
 
     def fail_next(

@@ -181,7 +181,7 @@ class VaultTransitAdapter:
         Check the token's permissions on the transit key, and the key's type.
 
         Raises:
-            KmsError: Vault did not answer the checks.
+            KmsError: Vault refused the checks, or did not answer.
         """
         return check_key(self._session, self._key)
 
@@ -228,7 +228,7 @@ class VaultTransitAdapter:
 
     def forbid_versions_before(self, version: str) -> None:
         """
-        Forbid Vault to unwrap or rewrap under versions before *version*.
+        Forbid Vault to unwrap or rewrap keys under versions before *version*.
 
         To allow them again, call it with an earlier version.
 

@@ -125,7 +125,7 @@ class RetryPolicy:
         tries: The maximum number of attempts, including the first.
         first_wait: The maximum of the first wait, in seconds.
         clock: A monotonic clock, in seconds.
-        sleep: A function that waits this many seconds.
+        sleep: A function that waits for the given seconds.
         jitter: A function that returns a random number, at least 0 and less than 1.
     """
 

@@ -125,7 +125,7 @@ class DataKeys:
         return [refusal or next(remaining) for refusal in refusals]
 
     def _refusal(self, wrapped: WrappedKey, context: EncryptionContext) -> EventSealError | None:
-        """Return an error if a wrapping cannot be this key's. No call."""
+        """Return an error, without a call, for a wrapping of another key."""
         another = refusal_of_another_kek(wrapped, context, kek_uri=self._key.uri)
         if another is not None:
             return another
@@ -137,7 +137,7 @@ class DataKeys:
         return None
 
     def _oldest_version(self) -> int:
-        """Return the oldest version that was not trimmed, or 0 without permission."""
+        """Return the oldest version that was not trimmed, or 0 if unknown."""
         state = read_state(self._session, self._key)
         return 0 if isinstance(state, EventSealError) else state.min_available_version
 

@@ -67,8 +67,8 @@ class Meaning:
 
 
 ROW_CHANGED = (
-    "Restore the key's row from a backup, and find out who changed it. In another Vault, or if the transit "
-    "key was deleted and created again, its key of this name is a different key: restore the former."
+    "Restore the key's row from a backup, and find out who changed it. If the address names another Vault, "
+    "or if the transit key was deleted and created again, restore the former Vault or transit key."
 )
 _CREATE_KEY = "Check the URI, then create the key: `vault write {mount}/keys/{name} derived=true`."
 
@@ -258,14 +258,14 @@ def token_ended(path: str, *, key: TransitKey) -> KmsForbiddenError:
     """Return the error of a token that Vault no longer knows."""
     return KmsForbiddenError(
         f"{path}: the Vault token has expired or was revoked",
-        remedy="Give the process a new token, or a login that renews it: AppRole, Kubernetes, or a token "
-        "file that an agent renews.",
+        remedy="Give the process a new token, or a login that gets tokens itself: AppRole, Kubernetes, or "
+        "a token file that an agent renews.",
         kek_uri=key.uri,
     )
 
 
 def is_too_complex(outcome: Answer) -> bool:
-    """Return whether a call with fewer items would pass the server's limits."""
+    """Return whether fewer items in one call would pass the JSON limits."""
     said = " ".join(outcome.messages).lower()
     return outcome.status == _TOO_LARGE or (
         outcome.status == _BAD_REQUEST and any(words in said for words in _TOO_COMPLEX)

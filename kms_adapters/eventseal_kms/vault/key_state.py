@@ -90,7 +90,7 @@ def read_state(session: VaultSession, key: TransitKey) -> KeyState | EventSealEr
 
 
 def defect_of(session: VaultSession, key: TransitKey) -> EventSealError | None:
-    """Return an error if the key must not wrap, or is unknown."""
+    """Return an error if the key must not wrap, or is unreadable."""
     state = read_state(session, key)
     return state if isinstance(state, EventSealError) else state.defect(key)
 
@@ -102,7 +102,7 @@ def check_key(session: VaultSession, key: TransitKey) -> list[PermissionCheck]:
     It changes nothing.
 
     Raises:
-        KmsError: Vault did not answer the checks.
+        KmsError: Vault refused the checks, or did not answer.
     """
     paths = [key.path(operation) for operation, _ in _NEEDED]
     answer = value_of(session.ask("post", _CAPABILITIES, {"paths": paths}))

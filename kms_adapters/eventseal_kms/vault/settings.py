@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 CONNECTIONS = 20
-"""The number of open connections. A keyring has as many calls in flight."""
+"""The connections kept open, as many as a keyring's calls in flight."""
 
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 TOKEN_FILE = ".vault-token"  # noqa: S105  (the file to which `vault login` writes a token)

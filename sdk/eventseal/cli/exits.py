@@ -33,7 +33,7 @@ class ExitCode(IntEnum):
     - ``FAILED_ITEMS``: look at the items or keys that failed or are left.
     - ``USAGE``: correct the command, the settings or the permissions.
     - ``TRY_AGAIN``: the KMS or the database is unavailable.
-    - ``REFUSED``: the error names the items or keys that still need a key that would be destroyed.
+    - ``REFUSED``: the error says why, such as an item that still needs a key.
     - ``INTERRUPTED``: run the command again to continue.
     """
 

@@ -198,7 +198,7 @@ class _Run:
 
     def _rotate(self) -> None:
         self.remedy = (
-            "Scopes that were rotated keep their new keys. If you run it again, it rotates every scope, "
+            "Scopes that were rotated keep their new keys. If you run it again, it rotates all its scopes, "
             "these too."
         )
         with shown_progress("rotate", "scopes") as progress:

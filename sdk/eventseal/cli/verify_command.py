@@ -132,7 +132,7 @@ _RESUME = "Run the same command again. It continues from {file}."
 
 
 def _share(result: JobResult, sample: float) -> tuple[int, int]:
-    """Return how many items were opened, and the total."""
+    """Return how many items were checked, and the total."""
     counts = result.by_table.values()
     looked_at = sum(count for table in counts for outcome, count in table.items() if outcome != "left")
     return looked_at, max(looked_at, round((looked_at + result.left) * sample))

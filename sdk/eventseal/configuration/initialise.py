@@ -68,7 +68,7 @@ class InitStep:
 
 @runtime_checkable
 class MakesKeks(Protocol):
-    """An adapter class that can create a KEK, as the local one."""
+    """An adapter class that can create a KEK, like the local one."""
 
     def exists(self, uri: str) -> bool:
         """Check whether the place that the URI names is taken."""
@@ -306,7 +306,8 @@ def _checked(adapter: KmsAdapter, application: str, *, is_first: bool) -> InitSt
     A KEK after the first also wraps a key that is discarded.
     """
     step = _asked(adapter, application)
-    # Only a further KEK needs the permission to wrap. Without this trial, the next new key would fail.
+    # Only a further KEK needs the permission to wrap. Without this trial, only the next new key would show
+    # that it is missing.
     if not is_first:
         adapter.wrap(token_bytes(32), EncryptionContext(new_key_id(), str(KeyPurpose.DATA), application))
     return step
@@ -352,7 +353,7 @@ def initialise(path: str | Path | None = None, *, dry_run: bool = False, **optio
     Raises:
         ConfigurationError: A setting is missing or wrong, an option differs from the settings, or a key file
             is missing although the application has keys.
-        KmsForbiddenError: The KMS lacks a grant. The remedy says what to grant.
+        KmsForbiddenError: The KMS does not grant a permission. The remedy says what to grant.
         KmsError: The KMS refused or failed.
         StoreError: The database refused or failed.
     """

@@ -181,7 +181,7 @@ class PersistencePolicy:
             _open_policies.remove(self)
 
     def is_event(self, event: Any) -> bool:
-        """Whether *event* is of the policy's type, or lists such events."""
+        """Whether *event*, or every event of a list, has the policy's type."""
         if isinstance(event, list | tuple):
             return bool(event) and all(isinstance(one, self.event_type) for one in event)
         return isinstance(event, self.event_type)
@@ -261,7 +261,7 @@ class SnapshottingPolicy:
         unsubscribe(self.take_snapshot, self.is_due)
 
     def is_due(self, event: Any) -> bool:
-        """Whether *event*, or one of a list, makes a repository's snapshot due."""
+        """Whether *event*, or one of a list, makes an entity's snapshot due."""
         owner = current_owner()
         if owner in _owners and owner is not self.repository.event_store.owner:
             return False

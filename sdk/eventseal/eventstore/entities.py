@@ -103,7 +103,7 @@ class EventSourcedEntity:
         self._trigger_event(self.AttributeChanged, name=name, value=value)
 
     def discard(self) -> None:
-        """Discard the entity, so that repositories no longer find it."""
+        """Discard the entity, and publish an event. Repositories no longer find it."""
         self._trigger_event(self.Discarded)
 
     def _trigger_event(self, event_class: type[DomainEvent], **attributes: Any) -> None:

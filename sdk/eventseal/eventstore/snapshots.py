@@ -58,7 +58,7 @@ class History:
     Attributes:
         key_scopes: The scopes whose keys encrypt the events.
         event_classes: The event classes that hold personal data.
-        subjects: The scope of the subject that owns the last value, by each field of these classes.
+        subjects: For each field of these classes, the scope of the subject that owns its last value.
     """
 
     key_scopes: frozenset[str] = frozenset()

@@ -100,7 +100,7 @@ class EventStore:
         sequenced_item_mapper: Maps events to items and back.
 
     Attributes:
-        owner: The owner of its entities, which publishes their events: the store itself, or its application.
+        owner: The owner in whose name its entities publish events: the store itself, or its application.
 
     Raises:
         ConfigurationError: The strategy and the mapper differ in item class or collection. Or the mapper

@@ -54,7 +54,7 @@ class WrappedKey:
     A key encrypted under a KEK.
 
     Attributes:
-        kek_uri: The URI of the KEK. An alias is resolved first.
+        kek_uri: The resolved URI of the KEK, never that of an alias.
         kek_version: The ``KeyMaterialId`` of AWS KMS, or the key version of Vault. ``None`` if unknown.
         ciphertext: The wrapped bytes. Only the KEK's own adapter can interpret them.
     """
@@ -144,14 +144,18 @@ class SupportsCheck(Protocol):
                 encryption context.
 
         Raises:
-            KmsError: The KMS answered none of the requests.
+            KmsError: The KMS could not check any permission.
         """
         ...
 
 
 @runtime_checkable
 class SupportsBatch(Protocol):
-    """An adapter that takes several keys in one call, outcomes in order."""
+    """
+    An adapter that takes several keys in one call.
+
+    Each method returns one outcome a key, in order.
+    """
 
     def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
         """Wrap each key. A key that failed has its error in its place."""
@@ -188,7 +192,7 @@ class SupportsRewrap(Protocol):
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[WrappedKey | EventSealError]:
         """
-        Wrap every key under this KEK's newest version. The contexts stay the same.
+        Rewrap every key under this KEK's newest version. The contexts stay the same.
 
         Args:
             keys: Wrappings under this KEK, or under another KEK of the same service. The caller passes only
@@ -293,7 +297,7 @@ class SupportsDeletion(Protocol):
 
     def created_at(self) -> datetime:
         """
-        Return when the KEK was created, in UTC. It wraps no key that is older.
+        Return when the KEK was created, in UTC. Earlier wrappings are not under it.
 
         Raises:
             KmsError: The KMS refused or failed.
@@ -352,7 +356,7 @@ def adapter_from_uri(uri: str) -> KmsAdapter:
 
 def adapter_class(uri: str) -> Any:
     """
-    Return the class of the adapter that *uri* names.
+    Return the class of the adapter that *uri* names, without creating one.
 
     It finds adapters by the entry points of the group ``eventseal.kms``. Their names are the schemes.
 

@@ -61,7 +61,7 @@ def error_of(caught):
         (boto.ProfileNotFound(profile="nobody"), ConfigurationError, "settings"),
         (boto.UnauthorizedSSOTokenError(), KmsForbiddenError, "sign-in"),
         (boto.TokenRetrievalError(provider="sso", error_msg="y"), KmsForbiddenError, "sign-in"),
-        (boto.BotoCoreError(), KmsError, "failed before it was sent"),
+        (boto.BotoCoreError(), KmsError, "could not make the call"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )

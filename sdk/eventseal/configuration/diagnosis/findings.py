@@ -21,7 +21,7 @@ class Severity(StrEnum):
 
     - ``OK``: checked, and correct.
     - ``NOTE``: worth knowing. You need not do anything.
-    - ``WARNING``: it works now, but not always or not everywhere.
+    - ``WARNING``: it works now, but it will not work always or everywhere.
     - ``ERROR``: something does not work.
     """
 

@@ -66,7 +66,7 @@ def check_kek(adapter: KmsAdapter, application: str, *, is_first: bool) -> Itera
         is_first: Whether the KEK creates new keys. The other KEKs wrap them.
 
     Raises:
-        KmsError: The KMS did not answer the check.
+        KmsError: The KMS could not check any permission, or a trial of the KEK failed.
     """
     if not isinstance(adapter, SupportsCheck):
         yield from _try(adapter, application)
@@ -85,7 +85,8 @@ def check_kek(adapter: KmsAdapter, application: str, *, is_first: bool) -> Itera
                 Severity.ERROR if check.required else Severity.NOTE,
             )
     if not is_first and all(check.granted for check in checks if check.required):
-        # Only a further KEK needs the permission to wrap. Without this trial, the next new key would fail.
+        # Only a further KEK needs the permission to wrap. Without this trial, only the next new key would
+        # show that it is missing.
         adapter.wrap(bytes(32), _context(application))
 
 

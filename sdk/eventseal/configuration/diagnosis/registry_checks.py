@@ -237,7 +237,7 @@ def _setting(setting: str, found: Collection[str], given: Collection[str]) -> st
 @JOBS.check
 def check_jobs(stores: Stores) -> Iterator[Finding]:
     """
-    Find unfinished re-encryptions and migrations that no process runs.
+    Find re-encryptions and migrations that are not finished.
 
     Args:
         stores: The databases, and the settings.
@@ -306,7 +306,8 @@ def check_encrypted(stores: Stores) -> Iterator[Finding]:
         if items:
             yield MIGRATION.problem(
                 EncryptionRequiredError,
-                f"{counted(items, 'item')} of {table.table} without encryption, which no reader accepts",
+                f"{counted(items, f'item of {table.table} is', f'items of {table.table} are')} not "
+                "encrypted, and no reader accepts such items",
                 "If an older application wrote them, name their format in old_formats, then run `eventseal "
                 "migrate begin`. If not, find out who wrote them: `eventseal verify` names each.",
             )

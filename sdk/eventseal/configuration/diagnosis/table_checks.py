@@ -210,8 +210,8 @@ def _check_table(stores: Stores, table: SealedTable) -> Iterator[Finding]:
     if differing:
         yield FENCES.problem(
             IntegrityError,
-            f"{counted(differing, 'item')} of {table.table} with another key in the column than in the "
-            "envelope",
+            f"{counted(differing, f'item of {table.table} names', f'items of {table.table} name')} another "
+            "key in the column than in the envelope",
             "To find them: `eventseal verify`. To repair them: `eventseal repair --from-backup URL`.",
         )
     missing = missing_fence_triggers(engine, table)

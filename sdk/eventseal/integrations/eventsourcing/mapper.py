@@ -101,7 +101,7 @@ class EncryptingMapper(_Mapper):
             seal: An ``EventSeal``, or another ``SealedStore``. ``None``: the process's settings create one
                 together with the mapper.
             key_scope: The scope for events and snapshots whose class does not name one, or a function that
-                returns the scope of an event. It is computed again on reading, with the same result.
+                returns the scope of an event. It is computed again on reading, and must give the same result.
             on_erased: How a reader gets an event whose key was shredded. ``"raise"`` raises
                 ``KeyDestroyedError``, ``"mask"`` returns an :class:`ErasedEvent`, and ``"skip"`` leaves the
                 event out of pages. Outside of pages, ``"skip"`` also returns an :class:`ErasedEvent`, because

@@ -263,7 +263,7 @@ class Sealing:
                 return envelopes
             self.cipher.refresh()
         raise KeyClosedError(
-            f"nothing was sealed: {counted(len(closed), 'key')} retired meanwhile: "
+            f"nothing was sealed: {counted(len(closed), 'key was', 'keys were')} retired meanwhile: "
             f"{', '.join(map(str, closed))}",
             key_ids=tuple(closed),
         )

@@ -65,7 +65,7 @@ class Job:
         total: The items to encrypt again, counted when the job was created.
         stopped_runs: The runs whose workers must stop.
         created_at: The time of the creation by the database's clock, in UTC like the other times.
-        updated_at: The time of the last progress.
+        updated_at: The time of the last change of the job's row.
         finished_at: The time when a last check found nothing more, or another job took over.
         unreadable: The columns that hold a value of another kind than their own. If there are any, the state
             is ``unreadable``. The other fields then hold the values that can be read, or placeholders.
@@ -255,7 +255,7 @@ def may_run(connection: Connection, job_id: UUID, run: str) -> bool:
 
 
 def update_job(connection: Connection, job_id: UUID, **values: Any) -> None:
-    """Change a job's columns, and the time of its last progress."""
+    """Change a job's columns, and the time of its last change."""
     connection.execute(
         update(reencryption_jobs)
         .where(reencryption_jobs.c.job_id == job_id)

@@ -161,7 +161,7 @@ class GivenAdmission:
 
 
 class RefusedMark(GivenMark):
-    """A ``next_mark`` that refuses every mark, like a keyring an edited one."""
+    """A ``next_mark`` that refuses, as a keyring refuses an edited mark."""
 
     def __call__(
         self, mark: ChangeMark, nodes: Mapping[bytes, bytes]

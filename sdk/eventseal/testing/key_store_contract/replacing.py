@@ -37,7 +37,7 @@ class ReplacingContract(KeyStoreFixtures):
     def test_replacing_closes_the_old_key_and_gives_its_slot_to_the_new(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
-        """A replacement must close the old key and free its slot."""
+        """A replacement must close the old key and pass on its slot."""
         old = store.add_active([make_record(application, "a", items_reserved=1024)])["a"]
         closed, new = in_state(old, KeyState.DEACTIVATED), make_record(application, "a", items_reserved=5)
         stored = replace_one(store, Replacement(old, closed, new), next_mark=next_mark)

@@ -390,7 +390,7 @@ class RewrappingContract(KeyStoreFixtures):
     def test_keys_that_lost_what_opens_them_are_found_whatever_application_they_name(
         self, store: KeyStore, application: str
     ) -> None:
-        """The store must list keys without a wrapping, or without a mark."""
+        """The store must list keys without wrappings or of applications without marks."""
         stored = store.add_active([make_record(application, scope) for scope in ("a", "b")])
         bare = [
             replace(make_record(name, "c"), wrappings=()) for name in (application, f"other-{uuid4().hex}")
