@@ -128,8 +128,8 @@ class Settings(BaseSettings):
 
     kms_key: Annotated[Texts, AfterValidator(_key_uris)] = Field(
         default=(),
-        description="The key URI of the KMS key, or several: the first generates keys, each wraps them, and any "
-        "of them unwraps them.",
+        description="The key URI of the KMS key, or several: the first generates keys, each wraps them, and "
+        "any of them unwraps them.",
     )
     wrap_quorum: Annotated[WholeNumber | None, Field(ge=1)] = Field(
         default=None,
@@ -195,8 +195,8 @@ class Settings(BaseSettings):
     )
     always_encrypt: bool = Field(
         default=True,
-        description="Encrypt every event, and refuse plaintext. If false, encrypt only events whose class sets "
-        "`__always_encrypt__`.",
+        description="Encrypt every event, and refuse plaintext. If false, encrypt only events whose class "
+        "sets `__always_encrypt__`.",
     )
     compression: Literal["zstd", "zlib", "none"] = Field(
         default="zstd",
