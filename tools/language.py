@@ -28,21 +28,19 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RULES = tomllib.loads(Path(__file__).with_name("language.toml").read_text())
+PATTERNS = {
+    rule: re.compile("|".join(pattern["match"]), re.IGNORECASE) for rule, pattern in RULES["patterns"].items()
+}
 PAGES = ("*.md", "docs/**/*.md")
 MODULES = ("sdk/**/*.py", "kms_adapters/**/*.py", "examples/**/*.py", "tools/**/*.py")
 
 _CODE = re.compile(r"``.+?``|`[^`]+`")
 _LINK = re.compile(r"https?://\S+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[)\"']?\s+(?=[A-Z\"'(\[`:]|\d)")
-_ABBREVIATION = re.compile(r"\b(e\.g|i\.e|cf|vs|etc|No)\.")
 _ENTRY = re.compile(r"^(\s+)(\*{0,2}[\w.]+)(?: \([^)]*\))?: +(.*)$")
 _ITEM = re.compile(r"^\s*(?:[-*]|\d+\.)\s+(.*)$")
-_SECTION = re.compile(r"^\s*(Args|Arguments|Attributes|Raises|Returns|Yields|Example|Examples):\s*$")
-_STATEMENT = re.compile(
-    r"^\s*(SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|WITH|DROP|PRAGMA|LOCK|SET|GRANT|REVOKE|BEGIN|DO|ANALYZE"
-    r"|CASE|AND|OR|ON|FROM|WHERE|VALUES|RAISE|RETURN|PERFORM|DECLARE|CHECK|REFERENCES|FOR|EXISTS|NOT|IF|TG_OP|NEW|OLD)\b"
-)
-
+_SECTION = re.compile(r"^\s*(Args|Attributes|Raises|Returns|Yields):\s*$")
+_STATEMENT = re.compile(r"^\s*(SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP|CASE|DECLARE|PERFORM)\b")
 
 _PROSE = 3  # words that make a literal a message
 
@@ -81,8 +79,6 @@ def page(text: str) -> Iterator[Passage]:
         if token.type == "inline":
             shown = [
                 {"text": child.content, "code_inline": "`code`", "softbreak": " "}.get(child.type, "")
-                if child.type != "text"
-                else child.content
                 for child in token.children or ()
             ]
             yield Passage(line, "".join(shown), kind)
@@ -158,7 +154,7 @@ def module(text: str) -> Iterator[Passage]:
 
 def sentences(text: str) -> Iterator[str]:
     """Yield the sentences of a passage, with code and addresses masked."""
-    text = _ABBREVIATION.sub(r"\1", _LINK.sub("`code`", _CODE.sub("`code`", text)))
+    text = _LINK.sub("`code`", _CODE.sub("`code`", text))
     yield from filter(None, (part.strip() for part in _SENTENCE_END.split(text)))
 
 
@@ -174,7 +170,7 @@ def findings(path: Path, passages: Iterator[Passage]) -> Iterator[Finding]:
                     continue  # "What EventSeal protects" is a good heading
                 if pattern.get("only", passage.kind) != passage.kind:
                     continue
-                for _ in re.finditer(pattern["match"], sentence):
+                for _ in PATTERNS[rule].finditer(sentence):
                     yield Finding(path, passage.line, rule, sentence, pattern["why"])
         if passage.kind == "summary":
             summary = next(sentences(passage.text), "")

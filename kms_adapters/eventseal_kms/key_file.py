@@ -29,9 +29,6 @@ def read_key_file(path: Path) -> bytes:
 
     It follows a symbolic link, and checks the file that the link leads to.
 
-    Args:
-        path: The key file.
-
     Returns:
         The 32 bytes.
 

@@ -240,7 +240,7 @@ def test_what_a_mapper_refuses_is_listed_as_refused(run_json, tmp_path, monkeypa
     assert refused["Fine"] is refused["Contact"] is None
     assert "Service" not in refused
     assert "Gone in its annotation cannot be resolved" in refused["Unknown"]
-    assert "Contact.email is personal data, which nothing would seal there. Make Contact" in refused["Holds"]
+    assert "Contact.email is personal data, which would not be sealed there. Make Contact" in refused["Holds"]
     assert "no annotation of an attribute in the body of the class says the same" in refused["Constructed"]
 
 

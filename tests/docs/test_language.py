@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,9 @@ def rules(passages) -> list[str]:
     return [finding.rule for finding in language.findings(Path("page.md"), passages)]
 
 
-@pytest.mark.parametrize("name", list(language.RULES["patterns"]))
+@pytest.mark.parametrize("name", list(language.PATTERNS))
 def test_each_pattern_finds_its_bad_sentence_and_not_its_good_one(name):
     pattern = language.RULES["patterns"][name]
-    assert re.search(pattern["match"], pattern["bad"])
     bad, good = (language.module(f'"""{pattern[which]}"""') for which in ("bad", "good"))
     assert name in rules(bad)
     assert [rule for rule in rules(good) if rule != "long-summary"] == []

@@ -129,11 +129,7 @@ class AwsKmsAdapter:
     def generate_data_keys(
         self, contexts: Sequence[EncryptionContext]
     ) -> list[tuple[bytes, WrappedKey] | EventSealError]:
-        """
-        Generate and wrap keys in KMS, at most 20 calls in flight.
-
-        An outage ends the batch early.
-        """
+        """Generate and wrap keys in KMS, at most 20 calls in flight. An outage ends the batch early."""
         return self._calls.for_each(contexts, self._data_keys.generated)
 
     def wrap(self, key: bytes, context: EncryptionContext) -> WrappedKey:
@@ -164,21 +160,13 @@ class AwsKmsAdapter:
         return value_of(self._data_keys.unwrapped(wrapped, context))
 
     def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
-        """
-        Wrap each key, at most 20 calls in flight.
-
-        An outage ends the batch early.
-        """
+        """Wrap each key, at most 20 calls in flight. An outage ends the batch early."""
         return self._calls.for_each(keys, lambda item: self._data_keys.wrapped(*item))
 
     def unwrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[bytes | EventSealError]:
-        """
-        Unwrap each key, at most 20 calls in flight.
-
-        An outage ends the batch early.
-        """
+        """Unwrap each key, at most 20 calls in flight. An outage ends the batch early."""
         return self._calls.for_each(keys, lambda item: self._data_keys.unwrapped(*item))
 
     def rewrap_many(

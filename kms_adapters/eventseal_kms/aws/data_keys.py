@@ -39,7 +39,6 @@ class DataKeys:
 
     Args:
         kms_key: The KMS key that wraps. It also decides which wrappings it unwraps.
-        calls: The calls to KMS.
     """
 
     def __init__(self, kms_key: ConfiguredKey, calls: KmsCalls) -> None:

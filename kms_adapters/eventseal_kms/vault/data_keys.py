@@ -41,7 +41,6 @@ class DataKeys:
 
     Args:
         session: The session that calls Vault.
-        key: The transit key.
         size: The number of items in one call. If the server finds a call too complex, the size is halved
             permanently.
 

@@ -40,11 +40,7 @@ class Compression(Protocol):
 
 
 class NoCompression:
-    """
-    Leaves items uncompressed.
-
-    Then their lengths reveal the least about their content.
-    """
+    """Leaves items uncompressed. Then their lengths reveal the least about their content."""
 
     id = CompressionId.NONE
 

@@ -75,7 +75,6 @@ class EnvelopeSealer(Generic[_Place]):
     Several threads may call its methods at the same time.
 
     Args:
-        keys: The source of the keys.
         suite: The cipher suite that seals.
         compression: How plaintexts are compressed before they are sealed.
         bind: Returns a place as associated data, without the header.
@@ -337,11 +336,7 @@ class FieldSealer(EnvelopeSealer[FieldContext]):
         super().__init__(keys, suite=suite, compression=compression, bind=bind, limit=limit)
 
     def open_many(self, items: Sequence[tuple[bytes, FieldContext]]) -> list[Opened | EventSealError]:
-        """
-        Open fields, each with its own outcome.
-
-        A field opens only if its own subject's key sealed it.
-        """
+        """Open fields, each with its own outcome. A field opens only if its own subject's key sealed it."""
         opened = super().open_many(items)
         return [
             self._of_subject(outcome, context) for outcome, (_, context) in zip(opened, items, strict=True)

@@ -136,11 +136,7 @@ def _name_new_form(old: str, new: str) -> None:
 
 
 def _without(option: str, words: list[str]) -> list[str] | None:
-    """
-    Remove an option's name, so that its value becomes an argument.
-
-    Without the option, return ``None``.
-    """
+    """Remove an option's name, so that its value becomes an argument. Without the option, return ``None``."""
     for place, word in enumerate(words):
         name, _, value = word.partition("=")
         if name == option:

@@ -60,11 +60,7 @@ def doctor(
 
 
 def _exit_code(found: Sequence[Finding]) -> ExitCode:
-    """
-    Choose the exit code.
-
-    A problem to correct comes before a problem that may pass without action.
-    """
+    """Choose the exit code. A problem to correct comes before a problem that may pass without action."""
     codes = {
         ExitCode.FAILED_ITEMS if finding.cause is None else exit_code(finding.cause)
         for finding in found

@@ -88,11 +88,7 @@ class VerbInterrupt(KeyboardInterrupt):
 
 
 def heed_termination() -> None:
-    """
-    Treat SIGTERM as an interrupt from the keyboard.
-
-    A service manager sends it to stop a run.
-    """
+    """Treat SIGTERM as an interrupt from the keyboard. A service manager sends it to stop a run."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 

@@ -115,11 +115,9 @@ def _print(classes: list[SurveyedClass], suspects: int) -> None:
         elif not one.fields:
             typer.echo(printable(f"{one.name} declares no fields"))
     refused = sum(one.refused is not None for one in classes)
-    found = [f"{counted(len(rows), 'field')} in {counted(len(classes), 'class', 'classes')}"]
-    found.append(f"plaintext fields that look personal: {suspects - refused:,}")
-    if refused:
-        found.append(f"refused classes: {refused:,}")
-    typer.echo(", ".join(found))
+    found = f"{counted(len(rows), 'field')} in {counted(len(classes), 'class', 'classes')}"
+    ending = f", refused classes: {refused:,}" if refused else ""
+    typer.echo(f"{found}, plaintext fields that look personal: {suspects - refused:,}{ending}")
 
 
 def _note(cls: SurveyedClass, field: ProtectedField) -> str:

@@ -26,7 +26,6 @@ from eventseal.errors import ConfigurationError
 if TYPE_CHECKING:
     from eventseal.configuration.initialise import InitStep
 
-_EXISTS = "exists"
 _QUESTIONS = {
     "kms_key": ("The KMS key, as a key URI (local://dev.key creates a key file, for development)", None),
     "store_url": ("The items' database, as an SQLAlchemy URL", "sqlite:///events.sqlite"),
@@ -161,6 +160,6 @@ def _as_json(steps: list[InitStep], *, dry_run: bool) -> dict[str, Any]:
 def _print(steps: list[InitStep], *, dry_run: bool) -> None:
     created = "would create" if dry_run else "created"
     for step in steps:
-        typer.echo(f"{created if step.changed else _EXISTS:{len(created)}}  {printable(step.detail)}")
+        typer.echo(f"{created if step.changed else 'exists':{len(created)}}  {printable(step.detail)}")
     if not any(step.changed for step in steps):
         typer.echo("Nothing was changed: everything exists.")

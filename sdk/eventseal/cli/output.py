@@ -34,9 +34,6 @@ def name_key_files(kms_key: Sequence[str]) -> None:
 
     All later output for people shows them so. The key tables know a key file only by the check value of its
     key.
-
-    Args:
-        kms_key: The setting.
     """
     _key_files.clear()
     for uri in kms_key:

@@ -88,24 +88,19 @@ def _print(result: JobResult, *, dry_run: bool) -> None:
     needed = [(str(key_id), count) for key_id, count in result.by_key.items() if count]
     if needed:
         print_columns(("KEY THAT STAYS", "NEEDED BY"), needed)
-    print_destroyed(result, did="would be" if dry_run else "were")
+    print_destroyed(result, dry_run=dry_run)
     if result.left and (not result.set_aside or any("left" in counts for counts in result.by_table.values())):
         typer.echo("Next: run `eventseal reencrypt`, then `eventseal retire` again.")
 
 
-def print_destroyed(result: JobResult, *, did: str) -> None:
-    """
-    Show the result for keys, and the rows set aside.
-
-    Args:
-        result: The result of `retire`.
-        did: ``were``, or ``would be``.
-    """
+def print_destroyed(result: JobResult, *, dry_run: bool) -> None:
+    """Show the counts of keys and the rows set aside."""
     print_failures(result.failures)
-    destroyed = "Keys destroyed" if did == "were" else "Keys that would be destroyed"
+    destroyed = "Keys that would be destroyed" if dry_run else "Keys destroyed"
     typer.echo(f"{destroyed}: {result.done:,}. Kept: {result.left:,}. Failed: {result.failed:,}.")
     print_rows_set_aside(result.given_up or result.set_aside)
     if result.given_up:
+        did = "would be" if dry_run else "were"
         typer.echo(f"Rows that are set aside and {did} given up with their keys: {len(result.given_up):,}")
     if result.set_aside:
         typer.echo(f"Rows that are set aside and keep their keys: {len(result.set_aside):,}. {GIVE_UP}")

@@ -160,11 +160,7 @@ class _Run:
 
     @property
     def unfinished(self) -> bool:
-        """
-        Whether the re-encryption left items.
-
-        It was paused, or another run took it over.
-        """
+        """Whether the re-encryption left items. It was paused, or another run took it over."""
         return "reencrypt" in self.steps and self.steps["reencrypt"].unfinished
 
     def take(self, *, reencrypt: bool, retire: bool) -> None:
@@ -294,7 +290,7 @@ class _Run:
             now = self.seal.key_store.now()
             print_reencrypted(result, dry_run=False, now=now, repeats=self.repeats)
         else:
-            print_destroyed(result, did="were")
+            print_destroyed(result, dry_run=False)
 
     def _finish(self) -> None:
         if self.options.as_json:

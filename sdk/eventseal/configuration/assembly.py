@@ -80,20 +80,12 @@ class Stores:
         self.key_store = SQLAlchemyKeyStore(self.datastore)
 
     def are_present(self) -> bool:
-        """
-        Check whether every SQLite file exists.
-
-        Any other database is assumed to exist.
-        """
+        """Check whether every SQLite file exists. Any other database is assumed to exist."""
         files = self.datastore.settings.file, self.datastore.key_settings.file
         return all(file is None or file.exists() for file in files)
 
     def are_in_memory(self) -> bool:
-        """
-        Check whether a database is in memory.
-
-        It ends with its connections.
-        """
+        """Check whether a database is in memory. It ends with its connections."""
         return self.datastore.settings.in_memory or self.datastore.key_settings.in_memory
 
     def close(self) -> None:

@@ -300,11 +300,7 @@ def _unprepared(connection: Connection, tables: Sequence[SealedTable]) -> list[s
 
 
 def _checked(adapter: KmsAdapter, application: str, *, is_first: bool) -> InitStep:
-    """
-    Check the permissions on a KEK.
-
-    A KEK after the first also wraps a key that is discarded.
-    """
+    """Check the permissions on a KEK. A KEK after the first also wraps a key that is discarded."""
     step = _asked(adapter, application)
     # Only a further KEK needs the permission to wrap. Without this trial, only the next new key would show
     # that it is missing.

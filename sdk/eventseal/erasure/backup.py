@@ -282,13 +282,16 @@ def _is_retired(outcome: DataKey | EventSealError) -> bool:
     return isinstance(outcome, KeyDestroyedError) and outcome.destroyed_by == "retired"
 
 
+_OTHER_BACKUP = "Use another backup, and find out who changed this one."
+
+
 def _of_backup(error: EventSealError) -> EventSealError:
     """Mark an error as the backup's, unless the KMS caused it."""
     if isinstance(error, KmsError | KekNotConfiguredError):
         return error
     told = copy(error)
     told.args = (f"in the backup: {error}",)
-    told.remedy = "Use another backup, and find out who changed this one."
+    told.remedy = _OTHER_BACKUP
     return told
 
 
@@ -306,6 +309,6 @@ def _erased(scope: str, key_id: UUID) -> KeyDestroyedError:
 def _another_key(key_id: UUID) -> IntegrityError:
     return IntegrityError(
         f"the backup's key {key_id} is not the key that the store retired: the backup was edited or forged",
-        remedy="Use another backup, and find out who changed this one.",
+        remedy=_OTHER_BACKUP,
         key_id=key_id,
     )

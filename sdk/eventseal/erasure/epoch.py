@@ -341,10 +341,10 @@ class _Roll:
     def _needed(self, hanging: Mapping[str, int]) -> JobError:
         target = "" if self.to is None else f" --to {self.to.uri}"
         again = f"run `eventseal roll-epoch{target}` again: it resumes."
+        needed_by = "no KMS key was ended: an old key is still needed by"
         if NO_KEY in hanging:
             return JobError(
-                "no KMS key was ended: an old key is still needed by "
-                f"{counted(hanging[NO_KEY], 'wrapping')} without a key row in encryption_keys",
+                f"{needed_by} {counted(hanging[NO_KEY], 'wrapping')} without a key row in encryption_keys",
                 remedy="Find out who deleted rows of encryption_keys, and restore them from a backup. Then "
                 + again,
             )
@@ -355,14 +355,13 @@ class _Roll:
                 for name, found in sorted(others.items())
             )
             return JobError(
-                f"no KMS key was ended: an old key is still needed by {named}",
+                f"{needed_by} {named}",
                 remedy=f"With the settings of each application, run `eventseal rewrap{target}`, "
                 f"`eventseal verify`, and the rewrap again. Then {again}",
                 applications=others,
             )
         return JobError(
-            "no KMS key was ended: an old key is still needed by "
-            f"{counted(sum(hanging.values()), 'wrapping')} that a process created meanwhile",
+            f"{needed_by} {counted(sum(hanging.values()), 'wrapping')} that a process created meanwhile",
             remedy="A process still wraps new keys under the old key. Let every application list only the "
             f"KMS keys that stay. Then {again}",
         )

@@ -180,11 +180,7 @@ class EpochReceipt:
 
     @property
     def open_nothing_since(self) -> datetime | None:
-        """
-        Since when the covered backups open nothing.
-
-        ``None``: a person must delete a KEK first.
-        """
+        """Since when the covered backups open nothing. ``None``: a person must delete a KEK first."""
         return _last([kek.closed_at for kek in self.keks])
 
     @property

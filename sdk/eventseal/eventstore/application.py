@@ -117,10 +117,7 @@ class EventSourcedRepository:
         """
         strategy = self.snapshot_strategy
         if strategy is None:
-            raise ConfigurationError(
-                "the repository has no snapshot strategy",
-                remedy="Pass snapshot_strategy= to the repository.",
-            )
+            raise _no_snapshot_strategy()
         last_event = self.event_store.get_most_recent_event(entity_id, lt, lte)
         if last_event is None:
             return None
@@ -152,6 +149,12 @@ class EventSourcedRepository:
 
 
 _log = logging.getLogger(__name__)
+
+
+def _no_snapshot_strategy() -> ConfigurationError:
+    return ConfigurationError(
+        "the repository has no snapshot strategy", remedy="Pass snapshot_strategy= to the repository."
+    )
 
 
 class PersistencePolicy:
@@ -247,10 +250,7 @@ class SnapshottingPolicy:
                 f"a snapshot is taken every 1 or more events, not every {period}", remedy="Correct period=."
             )
         if repository.snapshot_strategy is None:
-            raise ConfigurationError(
-                "the repository has no snapshot strategy",
-                remedy="Pass snapshot_strategy= to the repository.",
-            )
+            raise _no_snapshot_strategy()
         self.repository = repository
         self.event_type = event_type
         self.period = period
@@ -298,7 +298,6 @@ class ApplicationWithEventStores:
     Args:
         entity_active_record_strategy: Stores events whose position is ``originator_version``.
         log_active_record_strategy: Stores events whose position is ``timestamp``.
-        snapshot_active_record_strategy: Stores snapshots.
         always_encrypt: Whether every item is encrypted, and plaintext items are refused. ``None``: only if
             there is a cipher.
         cipher: Seals and opens the items. ``None``: the items are plaintext.

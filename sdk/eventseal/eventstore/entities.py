@@ -40,11 +40,7 @@ class EventSourcedEntity:
         """An event of an entity."""
 
     class Created(Event, events.Created):
-        """
-        An entity was created.
-
-        The other attributes are the arguments of its constructor.
-        """
+        """An entity was created. The other attributes are the arguments of its constructor."""
 
     class AttributeChanged(Event, events.AttributeChanged):
         """An attribute of an entity has a new value."""
@@ -125,11 +121,7 @@ class EventSourcedEntity:
 
     @classmethod
     def _mutate(cls, initial: Any, event: DomainEvent) -> Any:
-        """
-        Apply *event* to the entity *initial*, or create the entity.
-
-        Override it for your own events.
-        """
+        """Apply *event* to the entity *initial*, or create the entity. Override it for your own events."""
         return mutate_entity(cls if initial is None else initial, event)
 
     def _publish_applied(self, event: DomainEvent) -> None:

@@ -165,11 +165,7 @@ def _is_stored(cls: type[Any], mapper: type[Mapper]) -> bool:
 
 
 def _is_marked(cls: type[Any], mapper: type[Mapper]) -> bool:
-    """
-    Whether a class marks personal data.
-
-    Such a class is listed even if it may not be an event.
-    """
+    """Whether a class marks personal data. Such a class is listed even if it may not be an event."""
     if mapper is SequencedItemMapper:
         return bool(marked_names(cls)) if issubclass(cls, EventSourcedEntity) else annotates_personal(cls)
     try:

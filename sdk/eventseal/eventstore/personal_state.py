@@ -126,11 +126,7 @@ def protected_state(
 def with_personal_masks(
     cls: type[Any], state: dict[str, Any], event_classes: Iterable[type[Any]]
 ) -> dict[str, Any]:
-    """
-    Replace erased attributes by masks.
-
-    The annotations of the entity and of its events name the masks.
-    """
+    """Replace erased attributes by masks. The annotations of the entity and of its events name the masks."""
     # If the entity class has changed since, it still gets its masks as far as it explains where they belong.
     _, shapes = _kept(cls, state, event_classes, only_explained=True)
     return state | {name: with_masks(shape, state[name]) for name, shape in shapes.items() if name in state}

@@ -239,11 +239,7 @@ def _unseen(cls: type[Any]) -> History:
 
 
 def _common_scope(entity_id: Any, scopes: Iterable[str]) -> str:
-    """
-    Return the single scope for a snapshot.
-
-    The scope of the application yields to any other scope.
-    """
+    """Return the single scope for a snapshot. The scope of the application yields to any other scope."""
     others = sorted(set(scopes) - {DEFAULT_SCOPE})
     if len(others) > 1:
         raise ConfigurationError(

@@ -23,11 +23,7 @@ READS_AGAIN = 3
 
 
 class ActiveRecordStrategy(Protocol):
-    """
-    Reads and writes sequenced items.
-
-    ``SQLAlchemyActiveRecordStrategy`` is such a strategy.
-    """
+    """Reads and writes sequenced items. ``SQLAlchemyActiveRecordStrategy`` is such a strategy."""
 
     @property
     def sequenced_item_class(self) -> type[Any]:
@@ -302,11 +298,7 @@ class EventStore:
 
 
 def _place_beside_tables(strategy: ActiveRecordStrategy, mapper: SequencedItemMapper) -> SealedPlace | None:
-    """
-    Return the place of sealed items, unless it is a table.
-
-    The registry lists the tables.
-    """
+    """Return the place of sealed items, unless it is a table. The registry lists the tables."""
     # Looked up, not imported: only SQLAlchemy strategies load the module, and others need no SQLAlchemy.
     storage = sys.modules.get("eventseal.storage.strategy")
     is_table = storage is not None and isinstance(strategy, storage.SQLAlchemyActiveRecordStrategy)

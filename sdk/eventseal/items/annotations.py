@@ -193,7 +193,6 @@ class Names:
     The meaning of names in a class's body, or in a method.
 
     Args:
-        cls: The class.
         function: The method.
     """
 

@@ -201,7 +201,6 @@ class StaticKeyEnvelope(_WithKey):
     EventSeal's own envelopes under a static key, as ``AESCipher(key)`` writes them.
 
     Args:
-        key: The static key.
         application: The application name of that cipher.
         max_plaintext: The maximum size of the plaintext of an item, in bytes.
     """

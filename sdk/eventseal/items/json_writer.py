@@ -78,11 +78,7 @@ def shallow(text: str) -> str:
 
 
 def nested_too_deeply() -> SerializationError:
-    """
-    Return the error of JSON that is nested too deeply to read.
-
-    It may be authentic nevertheless.
-    """
+    """Return the error of JSON that is nested too deeply to read. It may be authentic nevertheless."""
     return SerializationError(
         "the item's JSON is nested too deeply to be read here",
         remedy="If an earlier release of the application wrote it, read it with a higher "

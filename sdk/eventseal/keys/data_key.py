@@ -37,7 +37,6 @@ class DataKey:
         key_id: The key's id, which salts everything derived from the key.
         application: The application that owns the key.
         scope: The scope whose items the key encrypts.
-        purpose: The purpose of the key.
         state: The key's last confirmed state. The keyring updates it.
 
     Attributes:
@@ -248,7 +247,7 @@ def unwrapped_key(material: bytes, record: KeyRecord, *, giver: str) -> DataKey 
     key.close()
     return IntegrityError(
         f"the wrapping of key {record.key_id} holds another key than the row was created for",
-        remedy=restore_remedy("the rows of this key"),
+        remedy=restore_remedy(),
         key_id=record.key_id,
     )
 

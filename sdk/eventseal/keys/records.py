@@ -215,7 +215,7 @@ class KekUse:
     verified: int
 
 
-def restore_remedy(rows: str) -> str:
+def restore_remedy(rows: str = "the rows of this key") -> str:
     """Return the remedy for edited key tables: restore *rows* from a backup."""
     return f"Find out who changed the key tables. Then restore {rows} from a backup."
 

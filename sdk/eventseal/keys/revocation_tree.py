@@ -168,11 +168,7 @@ class RevocationTree:
         return content
 
     def unread(self, keys: Iterable[UUID], scopes: Iterable[bytes]) -> set[bytes]:
-        """
-        Return the paths that must be read to find these entries.
-
-        The root is already proven.
-        """
+        """Return the paths that must be read to find these entries. The root is already proven."""
         paths: set[bytes] = set()
         for leaf in leaves_of(keys, scopes):
             above = self._proven.get(leaf[:1])
@@ -262,11 +258,7 @@ def _with_children(content: bytes, children: Mapping[int, bytes]) -> bytes:
 
 
 def _find(leaf: bytes, wanted: bytes) -> bytes:
-    """
-    Return the last entry that begins with *wanted*.
-
-    It says the most, because entries are sorted.
-    """
+    """Return the last entry that begins with *wanted*. It says the most, because entries are sorted."""
     at = leaf.rfind(wanted)
     while at >= 0:
         if at % _ENTRY_SIZE == 0:

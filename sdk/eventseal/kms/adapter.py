@@ -151,11 +151,7 @@ class SupportsCheck(Protocol):
 
 @runtime_checkable
 class SupportsBatch(Protocol):
-    """
-    An adapter that takes several keys in one call.
-
-    Each method returns one outcome a key, in order.
-    """
+    """An adapter that takes several keys in one call. Each method returns one outcome a key, in order."""
 
     def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
         """Wrap each key. A key that failed has its error in its place."""

@@ -94,11 +94,7 @@ class SQLAlchemyKeyStore:
     def active(
         self, application: str, scopes: Collection[str], *, purpose: KeyPurpose = KeyPurpose.DATA
     ) -> dict[str, KeyRecord]:
-        """
-        Return the record in each scope's slot, even a tombstone.
-
-        Scopes without one are left out.
-        """
+        """Return the record in each scope's slot, even a tombstone. Scopes without one are left out."""
         return slot_holders(self._engine, application=application, purpose=purpose, scopes=scopes)
 
     def get(self, key_ids: Collection[UUID]) -> dict[UUID, KeyRecord]:
@@ -163,11 +159,7 @@ class SQLAlchemyKeyStore:
     def replace_all_active(
         self, replacements: Sequence[Replacement], *, next_mark: NextMark, wait: bool = True
     ) -> dict[str, KeyRecord]:
-        """
-        Replace the active keys of scopes, all or none.
-
-        Returns the record in the slot of each scope.
-        """
+        """Replace the active keys of scopes, all or none. Returns the record in the slot of each scope."""
         work = partial(replace_active_keys, replacements=replacements, next_mark=next_mark)
         many = counted(len(replacements), "key")
         keys = f"key {replacements[0].old.key_id}" if len(replacements) == 1 else many

@@ -168,19 +168,11 @@ class FakeKms:
             return self._opened(wrapped, context)
 
     def fail_next(self, count: int = 1, error: EventSealError | None = None) -> None:
-        """
-        Answer the next *count* calls with *error*.
-
-        By default the KMS is unavailable.
-        """
+        """Answer the next *count* calls with *error*. By default the KMS is unavailable."""
         self._faults.extend([error or self._unavailable()] * count)
 
     def fail_always(self, error: EventSealError | None = None) -> None:
-        """
-        Answer every call with *error* until :meth:`recover`.
-
-        By default the KMS is unavailable.
-        """
+        """Answer every call with *error* until :meth:`recover`. By default the KMS is unavailable."""
         self._standing_fault = error or self._unavailable()
 
     def disable(self) -> None:
@@ -292,11 +284,7 @@ class FakeBatchKms(FakeKms):
     def unwrap_many(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
     ) -> list[bytes | EventSealError]:
-        """
-        Unwrap all keys of this KEK in one call.
-
-        If no key is of this KEK, the KMS gets no call.
-        """
+        """Unwrap all keys of this KEK in one call. If no key is of this KEK, the KMS gets no call."""
         mine = [context for wrapped, context in keys if wrapped.kek_uri == self._uri]
         if not mine:
             return [self._outcome(wrapped, context) for wrapped, context in keys]

@@ -226,11 +226,7 @@ def _missing(stores: Stores, kek_uris: set[str]) -> int:
 
 
 def _check_branches(stores: Stores, uses: Sequence[KekUse]) -> Iterator[Finding]:
-    """
-    Check that every branch key which wraps a key exists.
-
-    If one is missing, a million keys may be lost.
-    """
+    """Check that every branch key which wraps a key exists. If one is missing, a million keys may be lost."""
     named = {use: _branch_id(use.kek_uri) for use in uses}
     records = stores.key_store.get([key_id for key_id in named.values() if key_id is not None])
     good = 0

@@ -192,11 +192,7 @@ def _check_closed(stores: Stores) -> Iterator[Finding]:
 
 @reads("reading the fences")
 def _closed_fences(connection: Connection) -> list[UUID]:
-    """
-    Return the newest closed fences.
-
-    A key that was retired long ago certainly has its tombstone.
-    """
+    """Return the newest closed fences. A key that was retired long ago certainly has its tombstone."""
     query = select(key_fences.c.key_id).where(key_fences.c.state == CLOSED, HoldsUUID(key_fences.c.key_id))
     return list(connection.execute(query.order_by(key_fences.c.key_id.desc()).limit(MOST_KEYS)).scalars())
 

@@ -211,11 +211,7 @@ class Ledger:
         self._note(known.key, before)
 
     def last(self, store: SealedStore) -> LedgerEntry:
-        """
-        Return the last entry after verifying it alone.
-
-        The errors are those of :meth:`entries`.
-        """
+        """Return the last entry after verifying it alone. The errors are those of :meth:`entries`."""
         return self._open(store).last
 
     def entry(self, store: SealedStore, number: int) -> LedgerEntry | None:
@@ -238,11 +234,7 @@ class Ledger:
         return self.open_entries(store, INTENT)
 
     def open_entries(self, store: SealedStore, kind: str) -> list[LedgerEntry]:
-        """
-        Return the open entries of a kind, each verified alone.
-
-        The errors are those of :meth:`entries`.
-        """
+        """Return the open entries of a kind, each verified alone. The errors are those of :meth:`entries`."""
         known = self._open(store)
         found = [self._entry(known, number) for number in known.last.open_intents]
         return [entry for entry in found if entry.kind == kind]
@@ -282,11 +274,7 @@ class Ledger:
         return self.append(store, WRAPPED, details=key_details(record))
 
     def wrappings(self, store: SealedStore) -> tuple[WrappedKey, ...]:
-        """
-        Return the wrappings of the ledger's key.
-
-        The errors are those of :meth:`entries`.
-        """
+        """Return the wrappings of the ledger's key. The errors are those of :meth:`entries`."""
         return self._held_key(self._open(store)).wrappings
 
     def opens_without(self, store: SealedStore, leaving: Collection[WrappedKey]) -> bool:

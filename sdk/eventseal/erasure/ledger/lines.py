@@ -252,11 +252,7 @@ def _end_of_lines(file: BufferedReader) -> int:
 
 
 def _start_of_line(file: BufferedReader, offset: int) -> int:
-    """
-    Return the start of the line that has a byte at *offset*.
-
-    The line end belongs to the line.
-    """
+    """Return the start of the line that has a byte at *offset*. The line end belongs to the line."""
     while offset > 0:
         start = max(0, offset - _BLOCK)
         file.seek(start)

@@ -231,11 +231,7 @@ class EncryptingMapper(_Mapper):
         return events
 
     def refresh_keys(self) -> None:
-        """
-        Read changed key states immediately.
-
-        The next events are then sealed under active keys.
-        """
+        """Read changed key states immediately. The next events are then sealed under active keys."""
         self._sealing.cipher.refresh()
 
     def _check_types(self) -> None:
@@ -329,11 +325,7 @@ class EncryptingMapper(_Mapper):
 
 
 class _Plain:
-    """
-    A plaintext stored event for the library's mapper.
-
-    It is never returned to callers.
-    """
+    """A plaintext stored event for the library's mapper. It is never returned to callers."""
 
     __slots__ = ("originator_id", "originator_version", "state", "topic")
 

@@ -126,11 +126,7 @@ class ProcessSeal:
             return self._seal
 
     def close(self) -> None:
-        """
-        Close the EventSeal, its keys and its connections.
-
-        The next call reads the settings again.
-        """
+        """Close the EventSeal, its keys and its connections. The next call reads the settings again."""
         with self._lock:
             seal, self._seal = self._seal, None
         if seal is not None:
@@ -172,11 +168,7 @@ It is an opened envelope, an item in an older format that is still accepted, or 
 
 
 class LibraryEventModules(EventModules):
-    """
-    Looks up classes, and registers them with the library.
-
-    The library then finds the very same classes.
-    """
+    """Looks up classes, and registers them with the library. The library then finds the very same classes."""
 
     def resolve(self, topic: str) -> type[Any]:
         """Return the class that *topic* names. See the base class."""

@@ -30,11 +30,7 @@ _WARNING = (
 
 
 class UnboundCipherWarning(UserWarning):
-    """
-    States are sealed without their row.
-
-    An attacker who can write to the database can swap them.
-    """
+    """States are sealed without their row. An attacker who can write to the database can swap them."""
 
 
 def _look_at_events() -> None:

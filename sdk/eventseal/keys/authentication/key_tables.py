@@ -368,11 +368,7 @@ class KeyTables:
             self._ring.store.unchecked.list_erased(self._ring.given.application, self._erased_digests(items))
 
     def are_listed_as_erased(self, items: Sequence[tuple[bytes, bytes]]) -> list[bool]:
-        """
-        Return which items :meth:`list_erased` has recorded.
-
-        Arguments and errors are the same.
-        """
+        """Return which items :meth:`list_erased` has recorded. Arguments and errors are the same."""
         digests = self._erased_digests(items)
         found = self._ring.store.unchecked.find_erased(self._ring.given.application, digests)
         return [digest in found for digest in digests]

@@ -307,11 +307,7 @@ class Revocations:
     def _tree(
         self, seals: Seals, *, keys: Collection[UUID] = (), scopes: Collection[bytes] = ()
     ) -> RevocationTree:
-        """
-        Return a tree with the leaves of *keys* and *scopes*.
-
-        If they were edited, the tree shows it.
-        """
+        """Return a tree with the leaves of *keys* and *scopes*. If they were edited, the tree shows it."""
         known = self._known
         if known is not None:
             tree = RevocationTree({}, known.root_digest, proven=known.proven)

@@ -50,7 +50,6 @@ _MISUSE = {
     KeyPurpose.BRANCH: "does not wrap other keys",
 }
 _FOREIGN = "Do not use the bytes that name it, because no such key can have encrypted them."
-_REMEDY = restore_remedy("the rows of this key")
 
 
 def why_not(
@@ -106,7 +105,7 @@ def why_not_sealing(
         return IntegrityError(
             f"key {record.key_id} holds the slot of scope {scope!r}, "
             f"but its authentic row is {record.state} and of scope {record.scope!r}",
-            remedy=_REMEDY,
+            remedy=restore_remedy(),
             key_id=record.key_id,
         )
     return None
@@ -166,7 +165,7 @@ def tombstone_of_open_scope(record: KeyRecord) -> IntegrityError:
     return IntegrityError(
         f"the tombstone {record.key_id} holds the slot of scope {record.scope!r}, which is not closed: "
         "an old row was put back",
-        remedy=_REMEDY,
+        remedy=restore_remedy(),
         key_id=record.key_id,
     )
 
@@ -210,7 +209,7 @@ def check_row(record: KeyRecord, key_id: UUID, application: str, seals: Seals | 
     if record.key_id != key_id:
         raise IntegrityError(
             f"the key store returned the row of key {record.key_id} for key {key_id}",
-            remedy=_REMEDY,
+            remedy=restore_remedy(),
             key_id=key_id,
         )
 
@@ -219,7 +218,7 @@ def _check_purpose(record: KeyRecord, purpose: KeyPurpose) -> None:
     if record.purpose is not purpose:
         raise IntegrityError(
             f"key {record.key_id} is of purpose {record.purpose}, so it {_MISUSE[purpose]}",
-            remedy=_REMEDY if purpose is KeyPurpose.BRANCH else _FOREIGN,
+            remedy=restore_remedy() if purpose is KeyPurpose.BRANCH else _FOREIGN,
             key_id=record.key_id,
         )
 
@@ -324,7 +323,6 @@ class CheckedStore:
     Each row has the entry of its key in the revocation tree.
 
     Args:
-        unchecked: The key store.
         revocations: Reads the revocation tree.
         store_key: Returns the application's MACs.
 
@@ -366,11 +364,7 @@ class CheckedStore:
 
     @contextmanager
     def changing(self) -> Iterator[KeyStore]:
-        """
-        Yield the key store for changes of key states.
-
-        Afterwards the leaves of the tree are read again.
-        """
+        """Yield the key store for changes of key states. Afterwards the leaves of the tree are read again."""
         try:
             yield self.unchecked
         finally:

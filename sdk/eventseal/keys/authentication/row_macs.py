@@ -42,7 +42,7 @@ _INFOS = (
     b"eventseal/v1/receipt",
 )
 
-RESTORE_ROW = restore_remedy("this row")
+_RESTORE_ROW = restore_remedy("this row")
 RESTORE_MARK = restore_remedy("the row of key_changes")
 RESTORE_STORE_KEY = restore_remedy("the rows of the store key")
 
@@ -67,7 +67,7 @@ def unreadable_row(record: KeyRecord) -> IntegrityError:
     whose = f"key {record.key_id}" if has_id else f"a key of scope {record.scope!r}"
     return IntegrityError(
         f"the row of {whose} was edited: its {', '.join(record.unreadable)} cannot be read",
-        remedy=RESTORE_ROW,
+        remedy=_RESTORE_ROW,
         key_id=record.key_id if has_id else None,
     )
 
@@ -126,7 +126,7 @@ class Seals:
         if not hmac.compare_digest(self._row_seal(record), record.seal):
             raise IntegrityError(
                 f"the row of key {record.key_id} was edited: it does not match its MAC",
-                remedy=RESTORE_ROW,
+                remedy=_RESTORE_ROW,
                 key_id=record.key_id,
             )
 

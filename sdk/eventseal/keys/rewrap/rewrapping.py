@@ -155,11 +155,7 @@ class Rewrapper:
             self._counts[key.outcome] += 1
 
     def _edited(self, page: Sequence[KeyRecord]) -> set[UUID]:
-        """
-        Fail edited rows before a KEK moves their keys.
-
-        A KEK may move a key without unwrapping it here.
-        """
+        """Fail edited rows before a KEK moves their keys. A KEK may move a key without unwrapping it here."""
         seen = RewrapOutcome()
         self._checks.refuse_edited(page, seen)
         if seen.ended_by is not None:
@@ -363,11 +359,7 @@ class _Key:
         self.outcome = DONE
 
     def awaits(self) -> None:
-        """
-        Record that old wrappings are kept for now.
-
-        Keys that failed or would move keep that outcome.
-        """
+        """Record that old wrappings are kept for now. Keys that failed or would move keep that outcome."""
         if self.outcome == DONE:
             self.outcome = AWAITING
 

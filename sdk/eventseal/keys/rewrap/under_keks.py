@@ -158,7 +158,7 @@ def _flooded(record: KeyRecord) -> IntegrityError:
     count = len(record.wrappings) + record.more_wrappings
     return IntegrityError(
         f"key {record.key_id} has {counted(count, 'wrapping')}: somebody added rows to key_wrappings",
-        remedy=restore_remedy("the rows of this key"),
+        remedy=restore_remedy(),
         key_id=record.key_id,
     )
 
@@ -419,11 +419,7 @@ class KekRewrapper:
     def _verify(
         self, target: KmsAdapter, made: Sequence[tuple[KeyRecord, WrappedKey]], result: RewrapOutcome
     ) -> None:
-        """
-        Unwrap new wrappings, once.
-
-        If the KEK does not allow it, other processes will do it.
-        """
+        """Unwrap new wrappings, once. If the KEK does not allow it, other processes will do it."""
         for (record, _), outcome in zip(made, self._keks.calls.unwrap(target, made), strict=True):
             if not isinstance(outcome, EventSealError):
                 outcome.close()

@@ -352,11 +352,7 @@ class Destroyer:
         )
 
     def _bury(self, rows: Sequence[KeyRecord]) -> None:
-        """
-        Forget destroyed keys.
-
-        An earlier run may have destroyed them without receiving an answer.
-        """
+        """Forget destroyed keys. An earlier run may have destroyed them without receiving an answer."""
         for record in rows:
             if record.state is KeyState.DESTROYED:
                 self._ring.held_keys.bury(record)
@@ -402,7 +398,7 @@ class Destroyer:
                 raise IntegrityError(
                     f"key {key_id} was shredded as a {erased[key_id]} key of scope {scope!r}, but its row is "
                     "of another scope or purpose",
-                    remedy=restore_remedy("the rows of this key"),
+                    remedy=restore_remedy(),
                     key_id=key_id,
                 )
         return found

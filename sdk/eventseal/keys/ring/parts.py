@@ -71,11 +71,7 @@ class RingParts:
 
     @property
     def first_block(self) -> int:
-        """
-        How many items are leased together with a new key.
-
-        Keys that a branch key wraps are not counted.
-        """
+        """How many items are leased together with a new key. Keys that a branch key wraps are not counted."""
         return 0 if self.purpose is KeyPurpose.BRANCH else min(FIRST_BLOCK, self.rotation.max_items)
 
     def new_keys(self, leases: Mapping[str, int]) -> dict[str, tuple[DataKey, KeyRecord]]:

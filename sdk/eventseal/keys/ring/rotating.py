@@ -219,11 +219,7 @@ class Rotator:
     def _rotated(
         self, olds: Sequence[KeyRecord], replaced: dict[str, _Replaced], *, compromised: bool
     ) -> dict[str, Rotated]:
-        """
-        Return the result of each scope.
-
-        A scope that must be read again is left out.
-        """
+        """Return the result of each scope. A scope that must be read again is left out."""
         rotated: dict[str, Rotated] = {}
         for old in olds:
             record, won = replaced.get(old.scope, _Replaced(old, won=False))

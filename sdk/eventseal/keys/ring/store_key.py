@@ -35,7 +35,6 @@ class StoreKey:
     no time to live.
 
     Args:
-        application: The application of the store key.
         store: Has the row of the store key. Only this class checks that row, with the bytes that the KEKs
             unwrapped.
         keks: The KEKs that wrap the store key. A branch key never wraps it, because the store key
@@ -284,11 +283,7 @@ class LedgerKeys:
         return replace(record, wrappings=tuple(wrappings))
 
     def _check_opens(self, adapter: KmsAdapter, record: KeyRecord, wrapped: WrappedKey) -> None:
-        """
-        Unwrap a new wrapping.
-
-        Anyone who deletes the old KEK depends on this check.
-        """
+        """Unwrap a new wrapping. Anyone who deletes the old KEK depends on this check."""
         (again,) = self._keks.calls.unwrap(adapter, [(record, wrapped)])
         if isinstance(again, EventSealError):
             raise again

@@ -177,7 +177,7 @@ def _bound(key: DataKey | KeyRecord) -> bytes:
     )
 
 
-_REMEDY = restore_remedy("the rows of this key")
+_REMEDY = restore_remedy()
 _WAS_NEEDED = "A branch key is never destroyed while it wraps other keys. " + restore_remedy(
     "the rows of both keys"
 )

@@ -311,7 +311,7 @@ class Unwrapper:
             return IntegrityError(
                 f"key {record.key_id} of purpose {record.purpose} has a wrapping under a branch key, "
                 "and none under a KEK of this keyring. Branch keys wrap only keys of other purposes",
-                remedy=restore_remedy("the rows of this key"),
+                remedy=restore_remedy(),
                 key_id=record.key_id,
             )
         if passed is not None and explains(passed):  # such as the KEK that its alias now points to

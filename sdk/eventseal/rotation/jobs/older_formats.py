@@ -209,7 +209,7 @@ class OldItemResealer(TableResealer):
             if outcome.plaintext != plaintext:
                 raise IntegrityError(
                     f"an item encrypted under key {outcome.key_id} does not decrypt to the same bytes",
-                    remedy="Nothing of the batch was written. Check this computer's memory and its OpenSSL.",
+                    remedy="No item of the batch was written. Check this machine's memory and its OpenSSL.",
                     key_id=outcome.key_id,
                 )
         return dict(zip(opened, envelopes, strict=True))

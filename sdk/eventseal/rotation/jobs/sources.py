@@ -66,7 +66,6 @@ class KeyStatuses:
     It checks the MACs of the rows, and remembers the results.
 
     Args:
-        store: The store of the keys.
         keys: Only items under these keys are re-encrypted. ``None``: under any key that is not active.
     """
 
@@ -170,11 +169,7 @@ class TableSources:
             yield 1, Selection(keys=listed, few=self._are_few(others))
 
     def unsealed(self) -> Iterator[Selection]:
-        """
-        Select the rows that no pass processes.
-
-        They are no envelopes, or only begin like one by chance.
-        """
+        """Select the rows that no pass processes. They are no envelopes, or only begin like one by chance."""
         if plain := self.items.get(None, 0):
             yield Selection(keys=(), few=plain <= FEW_ITEMS, plain=True)
         keys = self.keys.get(KeyStatus.CHANCE, ())

@@ -139,11 +139,7 @@ def sealed_columns(record_class: type[Any]) -> ItemColumns | None:
 
 
 def comes_after(place: Sequence[Column[Any]], values: Sequence[Any]) -> ColumnElement[bool]:
-    """
-    Return the SQL condition that a row's place is after *values*.
-
-    The order is that of *place*.
-    """
+    """Return the SQL condition that a row's place is after *values*. The order is that of *place*."""
     # Each value gets its column's type. A guessed type would send and compare it in another form.
     bounds = [literal(value, column.type) for column, value in zip(place, values, strict=True)]
     return tuple_(*place) > tuple_(*bounds)

@@ -114,11 +114,7 @@ def fence_states(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID
 
 @reads("reading the fences of keys")
 def unreadable_fences(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID, IntegrityError]:
-    """
-    Return, by key, an error for each fence that was edited.
-
-    An edited fence is neither open nor closed.
-    """
+    """Return, by key, an error for each fence that was edited. An edited fence is neither open nor closed."""
     edited = [key_id for key_id, state in fence_states(connection, key_ids).items() if state == UNREADABLE]
     return {
         key_id: IntegrityError(

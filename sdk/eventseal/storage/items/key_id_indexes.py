@@ -206,11 +206,7 @@ def _there(connection: Connection, table: SealedTable) -> dict[str, bool]:
 
 
 def _definitions(dialect: Dialect, table: SealedTable) -> dict[str, str]:
-    """
-    Return what follows CREATE INDEX, by name.
-
-    The index on the key ids in headers comes first.
-    """
+    """Return what follows CREATE INDEX, by name. The index on the key ids in headers comes first."""
     quote = dialect.identifier_preparer.quote
     data, quoted = quote(table.columns["data"].name), table.quoted(dialect)
     header = key_id_in_header(dialect, data)

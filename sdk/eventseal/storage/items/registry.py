@@ -249,7 +249,7 @@ def read_registry(connection: Connection, application: str | None = None) -> Reg
 
 @reads("reading the registry of sealed tables", filtered=True)
 def read_visible_registry(connection: Connection, application: str | None = None) -> Registry:
-    """Read what row-level security lets an application see, as :func:`read_registry` does."""
+    """Read the rows that row-level security lets an application see."""
     return read_registry(connection, application)
 
 

@@ -215,11 +215,7 @@ class StoredRow(NamedTuple):
 
 
 def digest_of(topic: Any, data: Any, key_id: Any) -> str:
-    """
-    Return the digest that a row with these values has.
-
-    See :attr:`StoredRow.digest`.
-    """
+    """Return the digest that a row with these values has. See :attr:`StoredRow.digest`."""
     parts = [part for value in (topic, data, key_id) for part in _typed(value)]
     return sha256(length_prefixed(b"eventseal row", *parts)).hexdigest()
 
@@ -258,11 +254,7 @@ def stored_rows(
 
 @lru_cache(maxsize=64)
 def _query(table: SealedTable) -> Select[Any]:
-    """
-    Build the query of a table once.
-
-    Compiling it takes longer than reading a row.
-    """
+    """Build the query of a table once. Compiling it takes longer than reading a row."""
     columns = described(table)
     wanted: list[Any] = [type_coerce(columns[role], NullType()) for role in ("topic", "data", KEY_ID)]
     wanted += [columns.key_id, columns[KEY_ID], columns.differs]

@@ -166,11 +166,7 @@ class SQLiteSwaps:
         )
 
     def _holds(self, connection: Connection, sequence_id: Any, position: Any, envelope: bytes) -> bool:
-        """
-        Return whether a row holds its new data.
-
-        Then this transaction has just swapped it.
-        """
+        """Return whether a row holds its new data. Then this transaction has just swapped it."""
         columns = self._columns
         query = select(columns["data"]).where(
             columns["sequence_id"] == sequence_id, columns["position"] == position

@@ -197,11 +197,7 @@ class DescribedTable:
 
     @property
     def differs(self) -> ColumnElement[bool]:
-        """
-        Whether the column of key ids differs from the header.
-
-        It does not if there is no such column.
-        """
+        """Whether the column of key ids differs from the header. It does not if there is no such column."""
         return KeyIdsDiffer(self["data"], self[KEY_ID]) if KEY_ID in self.table.c else false()
 
     @property

@@ -232,11 +232,7 @@ def record_compromised_items(connection: Connection, table: SealedTable, key_ids
 
 @writes("forgetting the marks of destroyed keys")
 def drop_compromised_items(connection: Connection, key_ids: Collection[UUID]) -> None:
-    """
-    Delete the marks of destroyed keys.
-
-    No items are re-encrypted from them any more.
-    """
+    """Delete the marks of destroyed keys. No items are re-encrypted from them any more."""
     for chunk in chunks(key_ids):
         connection.execute(delete(compromised_marks).where(compromised_marks.c.key_id.in_(chunk)))
     _drop_envelopes(connection, key_ids)

@@ -330,11 +330,7 @@ def add_failures(
 
 @reads("reading the failures of a job")
 def load_failures(connection: Connection, job: Job, *, limit: int) -> list[Any]:
-    """
-    Read the failures of a job's last pass, in order.
-
-    A failure that cannot be read is not a mapping.
-    """
+    """Read the failures of a job's last pass, in order. A failure that cannot be read is not a mapping."""
     columns = reencryption_failures.c
     query = (
         select(columns.said)

@@ -100,7 +100,7 @@ def hold_branches(connection: Connection, wrappings: Iterable[WrappedKey]) -> No
             raise KeyDestroyedError(
                 f"branch key {row.key_id} was destroyed before a wrapping under it was stored",
                 key_id=row.key_id,
-                remedy="Try again: the branch has another key by now.",
+                remedy="Try again: the branch now has another key.",
             )
 
 

@@ -195,11 +195,7 @@ def _newest_wrappings(connection: Connection, key_ids: Sequence[UUID], limit: in
 
 
 def _unread(connection: Connection, key_id: UUID, rows: Sequence[ReadRow]) -> int:
-    """
-    Count the wrappings that a key's record leaves out.
-
-    There are none, unless somebody added thousands.
-    """
+    """Count the wrappings that a key's record leaves out. There are none, unless somebody added thousands."""
     if len(rows) <= MOST_WRAPPINGS:
         return 0
     query = select(func.count()).select_from(key_wrappings).where(key_wrappings.c.key_id == key_id)
@@ -317,11 +313,7 @@ def locked_records(connection: Connection, key_ids: Sequence[UUID]) -> dict[UUID
 
 
 def others_live(connection: Connection, application: str, scope: str, key_ids: Collection[UUID]) -> bool:
-    """
-    Return whether a scope has other keys of a subject than *key_ids*.
-
-    Destroyed keys do not count.
-    """
+    """Return whether a scope has other keys of a subject than *key_ids*. Destroyed keys do not count."""
     live = select(encryption_keys.c.key_id).where(
         encryption_keys.c.application == application,
         encryption_keys.c.scope == scope,

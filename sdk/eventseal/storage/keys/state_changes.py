@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError as ConstraintError
 from sqlalchemy.types import NullType
 
 from eventseal.errors import IntegrityError
+from eventseal.keys.authentication.row_macs import RESTORE_MARK
 from eventseal.keys.records import ChangeMark, Changes
 from eventseal.keys.revocation_tree import ROOT
 from eventseal.keys.states import KeyPurpose, KeyState
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 
 
 _MARK = ("application", "counter", "revoked", "seal")
-_RESTORE_MARK = "Find out who changed the key tables, and restore this row from a backup."
 _SET_INTERVAL = (
     "Find out who changed the key tables, then set the interval, in seconds: "
     "UPDATE key_changes SET refresh_interval = 60 WHERE application = "
@@ -188,11 +188,7 @@ def _is_active(replacement: Replacement, stored: KeyRecord | None) -> bool:
 
 
 def load_mark(connection: Connection, application: str, *, lock: bool = False) -> ChangeMark | None:
-    """
-    Read an application's change mark.
-
-    With *lock*, its row is locked until the transaction ends.
-    """
+    """Read an application's change mark. With *lock*, its row is locked until the transaction ends."""
     query = select(key_changes).where(key_changes.c.application == application)
     values = read_mark(connection, application, query.with_for_update() if lock else query)
     return None if values is None else mark_of(values)
@@ -222,7 +218,7 @@ def read_mark(connection: Connection, application: str, query: Select[Any]) -> M
         raise IntegrityError(
             f"the row of application {application!r} in key_changes was edited: its "
             f"{', '.join(row.unreadable)} cannot be read",
-            remedy=_SET_INTERVAL + f"{as_sql(connection, application)};" if only_interval else _RESTORE_MARK,
+            remedy=_SET_INTERVAL + f"{as_sql(connection, application)};" if only_interval else RESTORE_MARK,
         )
     return row.values
 
@@ -262,11 +258,7 @@ def load_nodes(connection: Connection, application: str, paths: Collection[bytes
 
 
 def is_admitted(connection: Connection, application: str, admit: Admission) -> bool:
-    """
-    Return whether keys that this transaction inserted may stay.
-
-    The current revocations decide.
-    """
+    """Return whether keys that this transaction inserted may stay. The current revocations decide."""
     mark = load_mark(connection, application)
     if mark is None:
         return False
@@ -337,7 +329,7 @@ def locked_mark(connection: Connection, application: str) -> ChangeMark:
     if mark is None:
         raise IntegrityError(
             f"application {application!r} has keys, but its row of key_changes is missing",
-            remedy="Find out who changed the database, and restore the row from a backup.",
+            remedy=RESTORE_MARK,
         )
     return mark
 

@@ -195,11 +195,7 @@ class PagesContract(KeyStoreFixtures):
     def test_a_place_is_remembered_once_and_by_every_handle(
         self, store: KeyStore, other_store: KeyStore, application: str
     ) -> None:
-        """
-        Every handle must list each place once.
-
-        A program must know every place before it retires a key.
-        """
+        """Every handle must list each place once. A program must know every place before it retires a key."""
         names = [f"{application}-{which}" for which in ("b", "a")]
         for name in [*names, *names]:
             store.add_place(application, name, "items")

@@ -116,9 +116,8 @@ class StatesContract(KeyStoreFixtures):
             some = live[:left_out] + live[left_out + 1 :]
             assert store.set_states(some, next_mark=next_mark, whole_scope="a") == []
         assert len(store.set_states(live, next_mark=next_mark, whole_scope="a")) == len(live)
-        late = store.add_active([make_record(application, "a")])[
-            "a"
-        ]  # tombstones are destroyed, so they do not count
+        # Tombstones are destroyed, so they do not count.
+        late = store.add_active([make_record(application, "a")])["a"]
         shredded = in_state(late, KeyState.DESTROYED, destroyed_by="shredded")
         assert len(store.set_states([shredded], next_mark=next_mark, whole_scope="a")) == 1
 
