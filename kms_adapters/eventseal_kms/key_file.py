@@ -90,7 +90,8 @@ def _read_private(path: Path) -> bytes:
         raise ConfigurationError(
             f"there is no key file {path}",
             remedy="If the application has keys, restore the file to that path from a backup, or correct the "
-            f"path. In a new project, run: eventseal init --kms-key local://{path}",
+            "path. If the key is new in a project with keys, list it in kms_key, then run `eventseal init`. "
+            f"In a new project, run: eventseal init --kms-key local://{path}",
         ) from None
     except OSError as error:
         raise _unusable(path, error, "read") from error
@@ -115,8 +116,9 @@ def _check_private(path: Path, status: os.stat_result) -> None:
     if status.st_mode & _FORBIDDEN_BITS:
         mode = stat.S_IMODE(status.st_mode)
         raise ConfigurationError(
-            f"key file {path} has mode {mode:04o}: others than its owner have access",
-            remedy=f"Run: chmod 600 {path}  (and think of whoever may have read the key)",
+            f"key file {path} has mode {mode:04o}: users other than its owner have access",
+            remedy="Somebody else may have read the key. To protect the file from now on, run: "
+            f"chmod 600 {path}",
         )
 
 

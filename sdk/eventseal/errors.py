@@ -80,8 +80,8 @@ class KekNotConfiguredError(ConfigurationError):
     """A key is wrapped only under KEKs that this keyring lacks."""
 
     default_remedy = (
-        "Add the KMS key to EVENTSEAL_KMS_KEY or kms=, or restore its key file. Or run `eventseal rewrap` "
-        "where that KMS key is configured."
+        "Restore the key file, or add the KMS key to kms_key (EVENTSEAL_KMS_KEY) or kms=. Or run `eventseal "
+        "rewrap` where that KMS key is configured."
     )
     kek_uri: str | None = None
 
@@ -171,7 +171,7 @@ class KeyDestroyedError(EventSealError):
 class NotMyKeyError(EventSealError):
     """A wrapping belongs to another KEK. Only this error lets EventSeal try the next KEK."""
 
-    default_remedy = "Try the KEK that the wrapping names."
+    default_remedy = "Use the KMS key that the wrapping names."
     kek_uri: str | None = None
 
 
@@ -216,8 +216,8 @@ class StoreUnavailableError(StoreError):
     """The database is locked, unavailable or missing. Nothing was written."""
 
     default_remedy = (
-        "Try again. If the error persists, check that the database runs and that no long transaction "
-        "locks it."
+        "Try again. If the error persists, check the database's URL, that the database runs, and that no "
+        "long transaction locks it."
     )
 
 

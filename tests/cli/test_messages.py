@@ -64,7 +64,7 @@ def test_doctor_does_not_say_that_the_kek_of_a_lost_file_is_not_configured(run, 
     Path("dev.key").unlink()
     told = run("doctor", exits=2).stdout
     assert "2 wrappings under local://" in told
-    assert "no configured KMS key that could be opened unwraps them" in told
+    assert "the configured KMS keys that could be opened do not unwrap them" in told
 
 
 def test_only_similar_names_are_suggested(run, store, monkeypatch):
@@ -119,19 +119,23 @@ def test_a_key_file_that_is_not_configured_is_shown_whole(run, store, stored_uri
 def test_times_are_in_utc_and_say_how_long_that_is(run, store):
     store()
     moment = rf"{MOMENT} \(in \d+ s\)"
-    assert re.search(rf"^Next: run `eventseal retire` after {moment}\.$", run("rotate").stdout, re.MULTILINE)
+    assert re.search(
+        rf"^Next: run `eventseal reencrypt`, then `eventseal retire` after {moment}\.$",
+        run("rotate").stdout,
+        re.MULTILINE,
+    )
     assert re.search(rf"until {moment}", run("reencrypt").stdout)
 
 
 def test_text_that_is_no_envelope_is_named_so(run):
     stderr = run("inspect", "--text", "zz", exits=2).stderr
-    assert "error: Not hex or base64." in stderr
+    assert "error: --text is neither hex nor base64\n" in stderr
     assert "backup" not in stderr
 
 
 def test_the_default_scope_is_shredded_only_with_its_flag(run, store):
     stderr = run("shred", "application", "--yes", exits=4).stderr
-    assert "Refused: scope `application` holds every event without its own scope." in stderr
+    assert "error: refused: scope `application` holds every event without its own scope." in stderr
     assert "Shredding it erases them all." in stderr
     assert "--destroy-application-items" in stderr
 

@@ -35,7 +35,7 @@ def test_the_old_kek_goes_and_every_item_opens(run, run_json, store, other, monk
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://other.key")
     assert run_json("verify")["done"] == 3
     shown = run("rewrap", "--to", "local://other.key").stdout
-    assert "Keys that lost old wrappings: 2." in shown
+    assert "Keys whose old wrappings were deleted: 2." in shown
     Path("dev.key").unlink()
     assert run_json("verify")["done"] == 3
     assert list(run_json("rewrap")["by_kek"]) == [other.uri]
@@ -68,5 +68,5 @@ def test_a_batch_that_no_database_takes_is_wrong_use(run, store, keys):
 
 def test_a_target_that_is_no_kek_exits_with_2_and_changes_nothing(run, store, query):
     before = query("SELECT * FROM key_wrappings")
-    assert "not a key URI" in run("rewrap", "--to", "nowhere", exits=2).stderr
+    assert "the KMS key is not written as a key URI\n" in run("rewrap", "--to", "nowhere", exits=2).stderr
     assert query("SELECT * FROM key_wrappings") == before

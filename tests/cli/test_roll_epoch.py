@@ -46,7 +46,10 @@ def aws(monkeypatch, tmp_path):
 def test_everything_moves_and_the_old_file_is_its_owners_to_delete(two_keks, run, monkeypatch) -> None:
     shown = run("roll-epoch", "--to", NEW, "--yes").stdout
     assert "Keys wrapped under the current KMS keys: 2." in shown  # the store key and a data key
-    assert "No key needs it. Delete it and all copies." in shown
+    assert (
+        "No key needs it. Remove it from kms_key of every application, then delete it and all copies."
+        in shown
+    )
     assert "take a backup of the key tables now" in shown
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", NEW)
     assert "3" in run("verify").stdout
@@ -100,7 +103,7 @@ def test_a_key_that_cannot_be_moved_is_told(two_keks, run, query) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "has no older versions that can be ended alone"),
+        ((), "has no versions, so another KMS key must replace it"),
         (("--to", "local://dev.key", "--pending-window-days", "6"), "greater than or equal to 7"),
     ],
     ids=["no-versions", "too-few-days"],

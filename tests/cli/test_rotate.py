@@ -61,7 +61,7 @@ def test_it_gives_every_scope_a_new_key_and_touches_no_item(run_json, store, que
 def test_it_tells_people_when_a_retire_is_worth_running(run, store):
     lines = run("rotate").stdout.splitlines()
     assert lines[0] == "Scopes with a new active key: 1. Failed: 0."
-    assert lines[1].startswith("Next: run `eventseal retire` after 20")
+    assert lines[1].startswith("Next: run `eventseal reencrypt`, then `eventseal retire` after 20")
 
 
 def test_only_the_named_scopes_are_rotated(run_json, store):

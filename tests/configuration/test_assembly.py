@@ -155,7 +155,7 @@ def test_an_unknown_scheme_names_the_installed_ones():
 
 def test_a_key_file_that_others_can_read_is_refused_on_assembly(key):
     Path("dev.key").chmod(0o644)
-    with pytest.raises(ConfigurationError, match="others than its owner have access"):
+    with pytest.raises(ConfigurationError, match="users other than its owner have access"):
         EventSeal.from_settings(**settings(kms_key=key))
 
 

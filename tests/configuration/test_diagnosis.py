@@ -248,7 +248,7 @@ def test_a_registered_table_that_is_gone_is_named(shop, sql):
     sql("UPDATE sealed_tables SET table_name = 'gone' WHERE table_name = 'snapshots'")
     texts = {finding.text: finding.remedy for finding in amiss()}
     assert "DELETE FROM sealed_tables" in texts["table gone is registered, but does not exist"]
-    assert texts["table snapshots is listed in the settings, but not registered"] == "eventseal init"
+    assert texts["table snapshots is not registered for application shop"] == "eventseal init"
 
 
 @pytest.mark.slow
@@ -432,7 +432,7 @@ def test_what_stands_of_a_migration_is_told_at_each_step(shop, monkeypatch):
         ((severity, text, remedy),) = of_migration()
         assert severity is Severity.NOTE
         assert "began and is not finished. In addition to envelopes, " in text
-        assert text.endswith(" accepts plain-json")
+        assert text.endswith(" accept plain-json")
         assert remedy.endswith("run `eventseal migrate finish`.")
         finish_migration(seal)
     ((severity, text, remedy),) = of_migration()

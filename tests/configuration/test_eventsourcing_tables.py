@@ -70,7 +70,7 @@ def test_init_makes_triggers_and_index_once(library, listed):
 def test_init_says_which_tables_are_not_there_yet(library, listed):
     step = the_step()
     assert not step.changed
-    assert step.detail.startswith(f"not in the database yet: {EVENTS}, {SNAPSHOTS}")
+    assert step.detail.startswith(f"no table yet: {EVENTS}, {SNAPSHOTS}")
     finding = the_one("not in the database yet")
     assert (finding.severity, finding.text) == (
         Severity.NOTE,
@@ -113,7 +113,7 @@ def test_doctor_tells_tables_that_are_listed_and_not_registered(library, monkeyp
     initialise()
     monkeypatch.setenv("EVENTSEAL_EVENTSOURCING_TABLES", EVENTS)
     (finding,) = amiss()
-    assert finding.text == f"table {EVENTS} is listed in the settings, but not registered"
+    assert finding.text == f"table {EVENTS} is not registered for application shop"
     assert finding.remedy == "eventseal init"
     initialise()
     assert amiss() == []

@@ -171,7 +171,7 @@ def test_what_is_wrong_is_told_before_anything_is_written(tmp_path, wrong):
 
 
 def test_a_quorum_of_more_keks_than_are_listed_is_told_before_anything_is_written(tmp_path):
-    with pytest.raises(ConfigurationError, match="wrap_quorum is 2, but kms_key lists 1"):
+    with pytest.raises(ConfigurationError, match=r"wrap_quorum is 2, but kms_key lists 1 KMS key$"):
         initialise(**OPTIONS, wrap_quorum="2")
     assert list(tmp_path.iterdir()) == []
 
@@ -211,7 +211,7 @@ def test_a_lost_key_file_is_not_replaced_while_keys_hang_on_it(tmp_path):
 def test_a_key_file_that_others_can_read_stops_it(tmp_path):
     LocalKmsAdapter.create(tmp_path / "dev.key")
     (tmp_path / "dev.key").chmod(0o644)
-    with pytest.raises(ConfigurationError, match="others than its owner"):
+    with pytest.raises(ConfigurationError, match="users other than its owner"):
         initialise(**OPTIONS)
 
 

@@ -191,7 +191,7 @@ def test_of_a_key_file_no_date_is_made_up(sqlite_url, tmp_path) -> None:
     page = receipt.to_html()
     assert "until you delete it and every copy of it" in page
     assert page.count("the day on which you delete the ended KMS keys below") == 2
-    assert "It does not report when that was" in page
+    assert "The KMS does not report when that was" in page
     shop.stop()
 
 

@@ -72,7 +72,7 @@ def test_a_store_without_keys_has_nothing_to_report(under, kek) -> None:
     assert uses(under(kek)) == []
     with pytest.raises(ConfigurationError) as caught:
         refuse_needed_kek(under(kek).seal, "nothing://x")
-    assert "No key is wrapped yet" in caught.value.remedy
+    assert str(caught.value).endswith(". No key is wrapped yet")
 
 
 def test_a_kek_that_opens_keys_nothing_else_opens_may_not_go(under, kek) -> None:
@@ -152,7 +152,11 @@ def test_a_version_that_is_not_there_is_refused_by_name_in_every_state(under, ke
             refuse_needed_kek(shop.seal, "fake://kek", version)
         assert (
             refused.value.remedy
-            == {"needed": "Name one of: 1.", "proved": "Name one of: 1, 2.", "gone": "Name one of: 2."}[state]
+            == {
+                "needed": "Name one of these versions: 1.",
+                "proved": "Name one of these versions: 1, 2.",
+                "gone": "Name one of these versions: 2.",
+            }[state]
         )
 
 
@@ -195,9 +199,10 @@ def test_a_kek_is_known_by_its_configured_name_and_by_its_stored_one(under, tmp_
 def test_what_names_no_kek_is_refused_with_those_in_use(under, kek) -> None:
     fill(under(kek))
     for name in ("fake://", "kek", "local:///no/such/file", "nothing://x"):
-        with pytest.raises(ConfigurationError, match="it is not the name of a KMS key") as caught:
+        with pytest.raises(ConfigurationError, match="the KMS key cannot be used") as caught:
             refuse_needed_kek(under(kek).seal, name)
-        assert "fake://kek" in caught.value.remedy
+        assert str(caught.value).endswith(". Keys are wrapped under fake://kek")
+        assert "eventseal status" in caught.value.remedy
 
 
 @pytest.mark.slow
@@ -227,5 +232,5 @@ def test_a_key_file_that_is_gone_is_asked_for_by_the_name_that_the_tables_had(un
     with pytest.raises(ConfigurationError, match="it is not configured"):
         refuse_needed_kek(shop.seal, gone)
     for name in (gone.upper().replace("LOCAL", "local"), gone.replace("-824d-", "-424d-")):
-        with pytest.raises(ConfigurationError, match="it is not the name of a KMS key"):
+        with pytest.raises(ConfigurationError, match="the KMS key cannot be used"):
             refuse_needed_kek(shop.seal, name)

@@ -271,7 +271,7 @@ def test_a_scope_without_an_active_key_is_skipped_and_reported_and_gets_none(sho
     assert result.by_table[ITEMS]["skipped"] == 3
     (failure,) = result.failures
     assert "no active key" in failure.message
-    assert "rotate the scope" in failure.remedy
+    assert "`eventseal rotate --scope SCOPE`" in failure.remedy
 
 
 @pytest.mark.slow

@@ -83,6 +83,7 @@ class EventSealGroup(TyperGroup):
             except ImportError as error:
                 # The message says how to install a missing extra. Or a record class's module fails.
                 _say("error", f"{type(error).__name__}: {error}")
+                _say("remedy", "Correct the name of the module, or install what the message names.")
                 raise typer.Exit(ExitCode.USAGE) from None
             except (KeyboardInterrupt, typer.Abort) as interruption:
                 _say("error", "interrupted")

@@ -39,7 +39,7 @@ def doctor(
     tables, the ledger, migrations and jobs. It changes nothing. Each problem comes
     with a statement or a command that you can paste.
 
-    If you need not do anything, the exit code is 0. It is 2 if settings or
+    If there is nothing to do, the exit code is 0. It is 2 if settings or
     permissions are wrong, and 3 if the KMS or the database is unavailable. For every
     other problem it is 1.
     """

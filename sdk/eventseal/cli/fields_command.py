@@ -43,7 +43,10 @@ def fields(
         typer.Option(metavar="WORD", help="A further word that suggests personal data. Repeatable."),
     ] = None,
     always_encrypt: Annotated[
-        bool, typer.Option("--always-encrypt", help="The mapper encrypts every item as a whole.")
+        bool,
+        typer.Option(
+            "--always-encrypt", help="Assume always_encrypt = true: every item is encrypted as a whole."
+        ),
     ] = False,
 ) -> None:
     """

@@ -82,7 +82,7 @@ def init(
     ] = False,
 ) -> None:
     """
-    Write the settings, check the KMS, and create tables and first keys.
+    Write settings, check the KMS, create tables and first keys.
 
     Existing things stay as they are: if you run it again, it changes nothing and
     says so. It adds a missing key_id column and indexes to tables of sealed items,

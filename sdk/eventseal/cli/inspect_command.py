@@ -76,7 +76,7 @@ def inspect(
         decoded = _decoded(text.encode())
         if decoded is None:
             raise ConfigurationError(
-                "Not hex or base64.",
+                "--text is neither hex nor base64",
                 remedy="Pass the envelope to --text as hex or base64, or name a FILE that has its bytes.",
             )
         facts = _facts(inspect_envelope(decoded))
@@ -98,7 +98,9 @@ def _read(source: Path) -> bytes:
         return source.read_bytes()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ConfigurationError(f"{source} cannot be read: {reason}") from error
+        raise ConfigurationError(
+            f"{source} cannot be read: {reason}", remedy="Name a file that exists and that you can read."
+        ) from error
 
 
 def sealed_bytes(content: bytes) -> bytes:

@@ -121,6 +121,8 @@ def _print(page: KeyPage) -> None:
         for listed in page.keys
     ]
     print_columns(_HEADING, rows)
+    if not rows:
+        typer.echo("No key matches.")
     if page.plain_items:
         typer.echo(f"\n{counted(page.plain_items, 'plaintext item')}")
     problems = [unreadable_row(listed.record) for listed in page.keys if listed.record.unreadable]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from eventseal.rotation import JobResult
     from eventseal.rotation.jobs.older_formats import ScopeOf
 
-_HELP = """Encrypt existing plaintext items, or items of older ciphers, under KMS keys.
+_HELP = """Encrypt plaintext items, or items of older ciphers.
 
 There are three steps, while the application runs. First run `begin`. When every
 process reads both formats and writes envelopes, run `run`. Then run `finish`.
@@ -143,7 +144,7 @@ def finish(options: Options, *, table: Tables = None) -> None:
 @with_options("yes", "dry_run")
 def abandon(options: Options, *, table: Tables = None) -> None:
     """
-    Abandon the migration: readers refuse older formats although items are left.
+    Abandon the migration: readers refuse the items that are left.
 
     Encrypted items stay encrypted. Items in older formats stay in their rows, but
     no reader accepts them until you begin again. It asks before it does that.
@@ -184,7 +185,7 @@ def copy(
     batch: Batch = 500,
 ) -> None:
     """
-    Copy and encrypt a table of eventsourcing library releases 1 to 7.
+    Copy and encrypt a table of eventsourcing 1 to 7.
 
     The old table is only read. When the old application has stopped, run the command
     again: it copies the items that are still missing.
@@ -255,9 +256,9 @@ def said_of_run(result: JobResult, *, dry_run: bool, function: str | None = None
         function: The function for key scopes, which the command that continues must name again.
     """
     if dry_run:
-        minutes, seconds = divmod(round(result.estimated_seconds or 0), 60)
         would = f"{counted(result.left, 'item')} would be encrypted"
-        return f"{would}, in about {minutes}:{seconds:02} minutes, estimated from a sample"
+        lasts = timedelta(seconds=round(result.estimated_seconds or 0))
+        return f"{would}, in about {lasts}, estimated from a sample"
     said = (
         f"Encrypted {counted(result.done, 'item')} in {result.seconds:.1f} s. Failed: {result.failed:,}. "
         f"Left: {result.left:,}."

@@ -53,7 +53,10 @@ def check(
     try:
         text = file.read_bytes()
     except OSError as error:
-        raise ConfigurationError(f"{file} cannot be read: {error.strerror}") from None
+        raise ConfigurationError(
+            f"{file} cannot be read: {error.strerror}",
+            remedy="Name a receipt that exists and that you can read.",
+        ) from None
     with options.open_seal() as seal:
         checked = check_receipt(seal, text, ledger=seal.ledger)
     if options.as_json:

@@ -59,7 +59,7 @@ def reencrypt(
     ] = None,
 ) -> None:
     """
-    Re-encrypt items that are not under the active key of their scope.
+    Re-encrypt items that are not under their scope's active key.
 
     It runs while the application runs, in small transactions. You can stop it at
     any time: the same command continues the unfinished job, and two commands that

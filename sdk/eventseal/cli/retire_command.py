@@ -87,7 +87,7 @@ def _confirm(options: Options, would: JobResult) -> None:
 def _print(result: JobResult, *, dry_run: bool) -> None:
     needed = [(str(key_id), count) for key_id, count in result.by_key.items() if count]
     if needed:
-        print_columns(("KEY THAT STAYS", "NEEDED BY"), needed)
+        print_columns(("KEY THAT STAYS", "ITEMS OR KEYS UNDER IT"), needed)
     print_destroyed(result, dry_run=dry_run)
     if result.left and (not result.set_aside or any("left" in counts for counts in result.by_table.values())):
         typer.echo("Next: run `eventseal reencrypt`, then `eventseal retire` again.")

@@ -66,7 +66,7 @@ def _print(result: JobResult, *, dry_run: bool) -> None:
         return
     typer.echo(
         f"Keys wrapped under the current KMS keys: {counts['done']:,}. Wrappings added: {counts['added']:,}. "
-        f"Keys that lost old wrappings: {counts['dropped']:,}. Failed: {counts['failed']:,}."
+        f"Keys whose old wrappings were deleted: {counts['dropped']:,}. Failed: {counts['failed']:,}."
     )
     if counts["awaiting"]:
         keys = counted(counts["awaiting"], "key keeps", "keys keep")

@@ -38,8 +38,9 @@ Examples:
 """
 
 _RECEIPT_AGAIN = (
-    "The output above has its dates. If you run it again with another file, you get the receipt of the next "
-    "epoch. If the old KMS key has its date already, you get this receipt from the ledger."
+    "The output above has its dates. If the old KMS key already has a deletion date, run the command again "
+    "with another file to get this receipt from the ledger. Otherwise, another run gives the receipt of the "
+    "next epoch."
 )
 
 
@@ -62,7 +63,7 @@ def roll_epoch(
 
     Branches get new keys, and KMS keys get new versions. With --to, one KMS key
     replaces all others, as AWS requires. Every key that is not destroyed is wrapped
-    under the new ones, and unwrapped one time. Then the old versions, or the old KMS
+    under the new ones, and unwrapped once. Then the old versions, or the old KMS
     keys, end permanently: the KMS destroys them, or you delete them. After that, old
     backups open nothing.
 
@@ -135,7 +136,7 @@ def _print(result: EpochResult) -> None:
     counts = result.by_table[WRAPPING_TABLE]
     typer.echo(
         f"Keys wrapped under the current KMS keys: {result.done:,}. Wrappings added: {counts['added']:,}. "
-        f"Keys that lost old wrappings: {counts['dropped']:,}."
+        f"Keys whose old wrappings were deleted: {counts['dropped']:,}."
     )
     for kek in result.keks:
         typer.echo(printable(_ended(kek, result)))
@@ -148,7 +149,7 @@ def _print_backups(result: EpochResult) -> None:
     if any(kek.ending is Ending.BY_HAND for kek in result.keks):
         return  # the line of the KEK says it
     if result.covers_before is None:
-        typer.echo("Backups older than the KMS key that stays open nothing.")
+        typer.echo("Backups of the key tables from before the current KMS key was created open nothing.")
     else:
         before = moment(result.covers_before)
         typer.echo(f"Backups of the key tables taken before {before} open nothing after that.")
@@ -156,13 +157,13 @@ def _print_backups(result: EpochResult) -> None:
 
 def _ended(kek: EndedKek, result: EpochResult) -> str:
     if kek.ending is Ending.BY_HAND:
-        taken = "older than the KMS key that stays"
+        taken = "from before the current KMS key was created"
         if result.covers_before is not None:
             taken = f"taken before {moment(result.covers_before)}"
         what = "key file" if kek.kek_uri.startswith("local://") else "KMS key"
         return (
             f"Backups of the key tables {taken} become useless once you delete the old {what}: {kek.name}. "
-            "No key needs it. Delete it and all copies."
+            "No key needs it. Remove it from kms_key of every application, then delete it and all copies."
         )
     if kek.ending is Ending.SCHEDULED:
         return (

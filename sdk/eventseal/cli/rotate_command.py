@@ -298,7 +298,8 @@ class _Run:
         elif self.retire_after is not None:
             now = self.seal.key_store.now()
             after = f" after {moment(self.retire_after, now)}" if self.retire_after > now else ""
-            typer.echo(f"Next: run `eventseal retire`{after}.")
+            before = "" if "reencrypt" in self.steps else "`eventseal reencrypt`, then "
+            typer.echo(f"Next: run {before}`eventseal retire`{after}.")
 
     def _as_json(self) -> dict[str, Any]:
         first, *rest = self.steps

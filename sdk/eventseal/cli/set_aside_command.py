@@ -57,7 +57,7 @@ def set_aside_rows(
     listed: Annotated[bool, typer.Option("--list", help="Show the rows that are set aside.")] = False,
 ) -> None:
     """
-    Accept damaged rows that no backup has, so that `verify` passes again.
+    Accept damaged rows that no backup has, so `verify` passes.
 
     First run `eventseal repair` to restore the rows that a backup has. Then this
     command records in the erasure ledger which rows are lost, and why.

@@ -121,7 +121,7 @@ def _refuse(seal: EventSeal, scope: str, receipt: Path | None, *, even_applicati
     """Refuse wrong arguments before anything is destroyed."""
     if scope == DEFAULT_SCOPE and not even_application:
         raise JobError(
-            f"Refused: scope `{scope}` holds every event without its own scope. Shredding it erases "
+            f"refused: scope `{scope}` holds every event without its own scope. Shredding it erases "
             "them all.",
             remedy="Pass the scope of a subject or a tenant. To erase all these events, add "
             "--destroy-application-items.",
@@ -148,6 +148,8 @@ def _refuse_unknown_scope(seal: EventSeal, scope: str) -> None:
 
 
 def _sentence(scope: str, would: ShredResult) -> str:
+    if not would.done:
+        return f"Scope {printable(scope)}: every key of it was destroyed before. This run destroys none."
     items = sum(counts["erased"] for counts in would.by_table.values())
     keys = counted(would.done, "key is", "keys are")
     return (

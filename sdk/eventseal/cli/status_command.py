@@ -131,7 +131,9 @@ def _print(found: Status) -> None:
     rows = [(total.purpose, total.kind, total.state, total.keys) for total in found.keys]
     _print_table(("PURPOSE", "KIND OF SCOPE", "STATE", "KEYS"), rows)
     counts = [
-        (table, state, count) for table, by_state in found.items.items() for state, count in by_state.items()
+        (table, state.replace("_", " "), count)
+        for table, by_state in found.items.items()
+        for state, count in by_state.items()
     ]
     _print_table(("TABLE", "KEYS ARE", "ITEMS"), counts)
     keks = [(use.kek_uri, use.kek_version or "", use.wrappings, use.verified) for use in found.keks]

@@ -66,11 +66,13 @@ def verify(
     receipt: ReceiptFile = None,
     after_restore: Annotated[
         bool,
-        typer.Option("--after-restore", help="Instead, shred the keys again that a restore brought back."),
+        typer.Option(
+            "--after-restore", help="Do not verify items: shred again the keys that a restore brought back."
+        ),
     ] = False,
 ) -> None:
     """
-    Open every item of every registered table, and count the results.
+    Open every item of every registered table, and count results.
 
     It checks every data key, and every encrypted field inside of items. An item
     that is not encrypted fails, unless always_encrypt is false or its migration has
@@ -185,7 +187,10 @@ class StateFile:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ConfigurationError(f"{self.path} cannot be read: {error.strerror}") from None
+            raise ConfigurationError(
+                f"{self.path} cannot be read: {error.strerror}",
+                remedy="Name another file that you can read and write, or a new one.",
+            ) from None
         except (ValueError, RecursionError):
             stored = None
         if not isinstance(stored, dict):
@@ -212,7 +217,10 @@ class StateFile:
                 Path(name).unlink()
                 raise
         except OSError as error:
-            raise ConfigurationError(f"{self.path} cannot be written: {error.strerror}") from None
+            raise ConfigurationError(
+                f"{self.path} cannot be written: {error.strerror}",
+                remedy="Choose a file in a directory that you can write to.",
+            ) from None
 
     def remove(self) -> None:
         """Remove the file: the run has ended."""
@@ -231,7 +239,7 @@ def _shred_after_restore(options: Options, seal: EventSeal) -> None:
     confirm(
         options,
         f"{counted(would.done, 'key')} in {counted(len(would.scopes), 'scope')} will be destroyed "
-        "again, or get the lost tombstones back.",
+        "again, or get back the tombstones that prevent new keys.",
     )
     with shown_progress("after-restore", "entries") as progress:
         result = shred_again(seal, progress=progress)

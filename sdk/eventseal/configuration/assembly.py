@@ -26,6 +26,7 @@ from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchem
 from eventseal.storage.database.engines import database_identity
 from eventseal.storage.datastore import AcceptedNow
 from eventseal.storage.items.tables import OWN_RECORDS
+from eventseal.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -117,7 +118,10 @@ def record_classes(names: Sequence[str]) -> list[type[Any]]:
         module_name, _, class_name = name.partition(":")
         record = getattr(import_listed(module_name, "tables"), class_name, None)
         if not isinstance(record, type):
-            raise ConfigurationError(f"tables: module {module_name} has no class {class_name}")
+            raise ConfigurationError(
+                f"tables: module {module_name} has no class {class_name}",
+                remedy="Correct the setting `tables`. Name each class as module:Class.",
+            )
         records.append(record)
     return records
 
@@ -205,14 +209,14 @@ def _ledger(settings: Settings, named: str) -> Ledger:
     if "://" in named:
         ledger = DatabaseLedger(named)
         if database_identity(ledger.settings.url) in places:
-            raise ConfigurationError("it is in the database of the items or the keys", remedy=_APART)
+            raise ConfigurationError("it must not be in the database of the items or the keys", remedy=_APART)
         return ledger
     if not named:
         raise ConfigurationError(
             "it is empty", remedy="Set it to the path of a file, or to the URL of a database."
         )
     if ("sqlite", str(Path(named).resolve())) in places:
-        raise ConfigurationError("it is the database of the items or the keys", remedy=_APART)
+        raise ConfigurationError("it must not be the database of the items or the keys", remedy=_APART)
     return FileLedger(named)
 
 
@@ -242,7 +246,7 @@ class EventSeal:
     A store of sealed items, built from settings.
 
     It has the databases, the keys, the cipher, the mapper and the ledger. Building it reads no table, calls
-    no KMS and writes nothing: ``eventseal init`` does that, one time.
+    no KMS and writes nothing: ``eventseal init`` does that, once.
 
     Args:
         settings: The settings, from :func:`eventseal.configuration.load_settings`.
@@ -385,7 +389,8 @@ def configured_keks(settings: Settings) -> tuple[str, ...]:
         raise ConfigurationError("no KMS key is configured: kms_key is missing", remedy=_NO_KEK)
     if settings.wrap_quorum is not None and settings.wrap_quorum > len(settings.kms_key):
         raise ConfigurationError(
-            f"wrap_quorum is {settings.wrap_quorum}, but kms_key lists {len(settings.kms_key)}",
+            f"wrap_quorum is {settings.wrap_quorum}, but kms_key lists "
+            f"{counted(len(settings.kms_key), 'KMS key')}",
             remedy="List as many KMS keys in kms_key, or remove wrap_quorum. Then each wraps every key.",
         )
     return settings.kms_key

@@ -218,8 +218,8 @@ class InitSteps:
         said = [f"triggers and index of {', '.join(unprepared or names)}"] if names else []
         if absent:
             said.append(
-                f"not in the database yet: {', '.join(absent)}. Run `eventseal init` again after their "
-                "application has created them"
+                f"no table yet: {', '.join(absent)}. After its application has created it, run "
+                "`eventseal init` again"
             )
         return InitStep(name="eventsourcing", changed=bool(unprepared), detail=". ".join(said))
 

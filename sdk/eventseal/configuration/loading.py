@@ -115,7 +115,10 @@ def _read_file(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ConfigurationError(f"settings file {path} cannot be read: {reason}") from error
+        raise ConfigurationError(
+            f"settings file {path} cannot be read: {reason}",
+            remedy="Let this user read the file, or correct --config or EVENTSEAL_CONFIG.",
+        ) from error
     except UnicodeDecodeError:
         content = None
     values = None if content is None else _parsed(content)
@@ -220,7 +223,10 @@ def write_settings_file(path: Path, values: Mapping[str, Value]) -> None:
         ) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ConfigurationError(f"settings file {path} cannot be written: {reason}") from error
+        raise ConfigurationError(
+            f"settings file {path} cannot be written: {reason}",
+            remedy="Name a file in a folder that exists and that this user can write to.",
+        ) from error
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(as_toml(values))
 

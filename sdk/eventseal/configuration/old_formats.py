@@ -73,7 +73,7 @@ def check_entries(entries: tuple[str, ...]) -> tuple[str, ...]:
         given = [word.partition("=")[0] for word in words if "=" in word]
         if len(given) != len(words) or len({*given}) != len(given) or not {*given} <= {*known}:
             takes = " ".join([f"{word}=..." for word in known])
-            raise ValueError(f"entry {number}: only {takes} may follow {name}, each one time")
+            raise ValueError(f"entry {number}: only {takes} may follow {name}, each once")
         if "key" in known and not any(word.startswith(("key=env:", "key=file:")) for word in words):
             raise ValueError(
                 f"entry {number}: {name} needs key=env:NAME or key=file:PATH, never a key itself"
@@ -120,7 +120,10 @@ def _key(name: str, source: str) -> bytes:
             remedy="Set the variable, or correct its name.",
         ) from None
     except OSError as error:
-        raise ConfigurationError(f"{shown} cannot be read: {error.strerror}") from None
+        raise ConfigurationError(
+            f"{shown} cannot be read: {error.strerror}",
+            remedy="Correct the path of the file, or let this user read it.",
+        ) from None
     except UnicodeDecodeError:
         text = ""
     key = _decoded(text)

@@ -78,7 +78,8 @@ class Backup:
             if name not in known:
                 raise ConfigurationError(
                     f"no table {name} is registered, so it cannot have another name in the backup",
-                    remedy="Write the current name of the table first: --renamed TABLE=NAME",
+                    remedy="Write the current name of the table first: --renamed TABLE=NAME. To list the "
+                    "registered tables, run `eventseal doctor`.",
                 )
         self.name = redacted(items.url)
         keys = None if keys_url is None else _at_rest(SQLAlchemySettings(keys_url))

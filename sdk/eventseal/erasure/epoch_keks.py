@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 _NO_VERSIONS = (
-    "Create a new KMS key, and list it after the old one in kms_key of every application. Then name the new "
-    "key with --to."
+    "Create a new KMS key, and list it after the old one in kms_key of every application. Then run "
+    "`eventseal roll-epoch --to URI` with the new key."
 )
 
 
@@ -58,7 +58,7 @@ class EpochKeks:
         for adapter in () if self.leaving else keks:
             if not isinstance(adapter, SupportsVersions):
                 raise ConfigurationError(
-                    f"{adapter.uri} has no older versions that can be ended alone", remedy=_NO_VERSIONS
+                    f"{adapter.uri} has no versions, so another KMS key must replace it", remedy=_NO_VERSIONS
                 )
 
     def deletion_dates(self) -> dict[str, datetime]:

@@ -220,7 +220,7 @@ class EpochReceipt:
             ("Done", moment(self.done_at)),
             (
                 "Covered backups",
-                "backups taken before the current KMS key was created. It does not report when that was"
+                "backups taken before the current KMS key was created. The KMS does not report when that was"
                 if self.covers_before is None
                 else f"backups taken before {moment(self.covers_before)}",
             ),

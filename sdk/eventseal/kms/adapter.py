@@ -367,7 +367,7 @@ def adapter_class(uri: str) -> Any:
     if "://" not in uri and not uri.startswith(_BARE_ARN):
         # The message does not repeat the value: it may be key bytes, entered by mistake.
         raise ConfigurationError(
-            "the configured KMS key is not a key URI",
+            "the KMS key is not written as a key URI",
             remedy=f"Write <scheme>://<key>. The scheme is one of: {_listed(known)}.",
         )
     if scheme not in known:

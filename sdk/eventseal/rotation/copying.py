@@ -307,5 +307,6 @@ def _refuse_itself(store: SQLAlchemyDatastore, source: SQLAlchemySettings, table
     if table == into and source.url == store.settings.url:
         raise ConfigurationError(
             f"{table} cannot be copied into itself",
-            remedy="Copy into another database, or into another table: list its record class in `tables`.",
+            remedy="Set old_store_url to the database of the old table. Or copy into another table: "
+            "--into TABLE.",
         )

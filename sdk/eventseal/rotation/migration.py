@@ -348,7 +348,8 @@ def _in_migration(tables: list[SealedTable]) -> list[SealedTable]:
     if not found:
         raise JobError(
             "no migration has begun: in the registry, no table accepts older formats",
-            remedy="Run `eventseal migrate begin`. Then start the processes that read both formats.",
+            remedy="To begin one, run `eventseal migrate begin`. Then start the processes that read both "
+            "formats.",
         )
     return found
 
@@ -383,8 +384,8 @@ def _refuse_left(store: SealedStore, tables: Sequence[SealedTable]) -> None:
     if left:
         counts = ", ".join([f"{counted(count, 'item')} in {table}" for table, count in left.items()])
         raise JobError(
-            f"some items are not envelopes under a key of {store.cipher.application}: {counts}. Older "
-            "formats are still accepted",
+            f"some items are not envelopes under a key of {store.cipher.application}: {counts}. Nothing "
+            "was changed",
             remedy="Run `eventseal migrate`, which lists the items that it cannot migrate.",
         )
     for source in sources:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from dataclasses import replace
@@ -105,7 +106,7 @@ def reencrypt(
     if to_collection is not None and (keys is not None or tables is None or len(tables) != 1):
         raise ConfigurationError(
             "only one table can be moved to another collection at a time, with all of its keys",
-            remedy="Pass one table, and no keys.",
+            remedy="Pass one table (--table), and no keys (--key).",
         )
     if not dry_run:
         refuse_old_key_tables(store)
@@ -177,7 +178,8 @@ def _refuse_keys(store: SealedStore, keys: Collection[UUID]) -> None:
         if record.state is KeyState.ACTIVE:
             raise ConfigurationError(
                 f"key {key_id} is the active key of scope {record.scope!r}, so its items need no new key",
-                remedy="Rotate the key first. Then its items can be re-encrypted under the new key.",
+                remedy=f"First run `eventseal rotate --scope {shlex.quote(record.scope)}`. Then run this "
+                "again.",
             )
         if record.state is KeyState.DESTROYED:
             raise ConfigurationError(

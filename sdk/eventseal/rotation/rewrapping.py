@@ -107,17 +107,18 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
     """
     report = kek_report(store)
     stored = {use.kek_uri for use in report.uses}
-    known = f"Use one of these: {', '.join(sorted(stored))}." if stored else "No key is wrapped yet."
+    wrapped = f"Keys are wrapped under {', '.join(sorted(stored))}" if stored else "No key is wrapped yet"
     try:
         named = kek_names(store, uri, stored)
     except ConfigurationError as error:
         raise ConfigurationError(
-            f"no key is wrapped under {uri}, and it is not the name of a KMS key: {error}", remedy=known
+            f"no key is wrapped under {uri}, and the KMS key cannot be used: {error}. {wrapped}",
+            remedy="Name the KMS key as in kms_key. `eventseal status` lists those that wrap keys.",
         ) from error
     if not named and not _is_configured(store, uri):
         raise ConfigurationError(
-            f"no key is wrapped under {uri}, and it is not configured, so it may be misspelled",
-            remedy=f"{known} To check a KMS key that wraps no key now, add it to kms_key.",
+            f"no key is wrapped under {uri}, and it is not configured, so it may be misspelled. {wrapped}",
+            remedy="Name the KMS key as in kms_key. To check a KMS key that wraps no key now, add it there.",
         )
     versions = [use.kek_version for use in report.uses if use.kek_uri in named]
     if version is not None and version not in versions:
@@ -192,10 +193,13 @@ def _no_such_version(version: str, uri: str, known: Sequence[str | None]) -> Con
     """Return the refusal of a version that wraps no key."""
     there = sorted({told for told in known if told is not None})
     near = [told for told in there if told.casefold().endswith(version.casefold())]  # "v1" for "1"
-    return ConfigurationError(
-        f"no key is wrapped under version {version!r} of {uri}",
-        remedy=f"Did you mean {near[0]}?" if near else f"Name one of: {', '.join(there) or 'none is named'}.",
-    )
+    if near:
+        remedy = f"Did you mean {near[0]}?"
+    elif there:
+        remedy = f"Name one of these versions: {', '.join(there)}."
+    else:
+        remedy = "Leave the version out: this KMS key has none in the key tables."
+    return ConfigurationError(f"no key is wrapped under version {version!r} of {uri}", remedy=remedy)
 
 
 WRAPPING_TABLE = "key_wrappings"

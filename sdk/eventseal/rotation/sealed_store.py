@@ -316,7 +316,8 @@ def _unreachable(datastore: SQLAlchemyDatastore, table: SealedTable) -> EventSea
     """Return an error if a registered table's rows cannot be read."""
     if table.database != DEFAULT_DATABASE:
         return ConfigurationError(
-            f"the registered table {table.table} is in a database {table.database!r} that is not configured"
+            f"the registered table {table.table} is in a database {table.database!r} that is not configured",
+            remedy="Run this with the settings of an application that uses that database.",
         )
     if has_table(datastore.engine, table.table):
         return None

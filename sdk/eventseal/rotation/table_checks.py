@@ -369,15 +369,15 @@ def refuse_damaged_rows(
             given_up.append(_places(table, len(set_aside), rows))
     if damaged:
         raise IntegrityError(
-            f"{'. '.join(damaged)}. These rows are not sealed, or are damaged, so nobody knows which key "
-            "they need. No key was destroyed",
+            "no key was destroyed, because nobody knows which key a damaged or unencrypted row needs: "
+            f"{'. '.join(damaged)}",
             remedy=f"{REPAIR_ROW} Delete rows that are no items. If they are in an older format, name it in "
             "the setting old_formats. Then run this again.",
         )
     if given_up and not give_up:
         raise JobError(
-            f"{'. '.join(given_up)}. These rows are set aside, and nobody knows which key they need. No key "
-            "was destroyed",
+            "no key was destroyed, because nobody knows which key a row that is set aside needs: "
+            f"{'. '.join(given_up)}",
             remedy=GIVE_UP,
         )
 

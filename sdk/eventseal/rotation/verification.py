@@ -132,7 +132,10 @@ def verify(
         StoreError: The database refused or failed.
     """
     if not 0 < sample <= 1:
-        raise ConfigurationError(f"sample is {sample}. It must be over 0 and at most 1")
+        raise ConfigurationError(
+            f"sample is {sample}. It must be over 0 and at most 1",
+            remedy="Pass a share such as 0.01, which opens 1 % of the items.",
+        )
     workers = Workers(shards=shards, executor=executor, open_store=open_store)
     refuse_unregistered_tables(store)
     refuse_absent_tables(store)

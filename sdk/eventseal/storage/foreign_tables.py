@@ -87,7 +87,10 @@ class OldTable:
     ) -> None:
         schema, _, table = name.rpartition(".")
         if not has_table(connection, name):
-            raise ConfigurationError(f"there is no table {name} to copy from")
+            raise ConfigurationError(
+                f"there is no table {name} to copy from",
+                remedy="Correct the name of the table, or set old_store_url to the database that has it.",
+            )
         self.name = name
         # Without types, the driver returns and takes values as they are.
         found: list[Column[Any]] = [

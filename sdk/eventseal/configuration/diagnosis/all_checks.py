@@ -82,14 +82,15 @@ def _check_settings(path: Path | None, settings: Settings) -> Iterator[Finding]:
     mode = 0 if file is None else stat.S_IMODE(file.stat().st_mode)
     if mode & _OTHERS:
         yield SETTINGS.warning(
-            f"{file} may hold passwords, and its mode is {mode:04o}: other users than its owner may use it",
+            f"{file} may hold passwords, and its mode is {mode:04o}: users other than its owner can use it",
             f"chmod 600 {file}",
         )
     local = [uri for uri in configured_keks(settings) if uri.startswith(_LOCAL)]
     if local:
         yield SETTINGS.note(
-            f"{', '.join(local)} is a key file, for development and not for production",
-            "For production, name a KMS key before it in kms_key, then run: eventseal rewrap",
+            f"{', '.join(local)} {'is a key file' if len(local) == 1 else 'are key files'}, for development "
+            "and not for production",
+            "For production, put another KMS key first in kms_key, then run: eventseal rewrap",
         )
 
 

@@ -146,8 +146,8 @@ def _check_use(
     if len(adapters) < len(stores.settings.kms_key):
         yield KEYS.problem(
             KekNotConfiguredError,
-            f"{place}: no configured KMS key that could be opened unwraps them",
-            "First correct the KMS key that could not be opened, then run: eventseal doctor",
+            f"{place}: the configured KMS keys that could be opened do not unwrap them",
+            "First solve the error of the KMS key that could not be opened, then run: eventseal doctor",
             Severity.WARNING,
         )
         return
@@ -207,7 +207,8 @@ def _check_missing(stores: Stores, names: dict[str, set[str]]) -> Iterator[Findi
             KekNotConfiguredError,
             f"{counted(orphans, 'key is', 'keys are')} wrapped under no configured KMS key: nothing opens "
             "such keys here",
-            "Add the KMS key that is reported as not configured to kms_key. To list the keys: eventseal keys",
+            "Add the KMS key that is reported as not configured to kms_key. If none is, restore the rows of "
+            "these keys in key_wrappings from a backup. To list the keys: eventseal keys",
         )
     for uri, stored in names.items() if len(names) > 1 else ():
         lacking = _missing(stores, stored)

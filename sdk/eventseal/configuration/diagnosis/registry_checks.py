@@ -98,7 +98,7 @@ def _check_listed(
         if wanted.table in unreadable:
             continue  # its problem has been reported
         if not same:
-            text = f"table {wanted.table} is listed in the settings, but not registered"
+            text = f"table {wanted.table} is not registered for application {application}"
         elif all(row.columns != wanted.columns for row in same):
             text = f"table {wanted.table} is registered with other columns"
         else:
@@ -326,8 +326,8 @@ def _check_accepted(accepting: Sequence[SealedTable], named: Sequence[str]) -> I
         )
     tables = ", ".join(table.table for table in accepting)
     yield MIGRATION.note(
-        f"a migration began and is not finished. In addition to envelopes, {tables} accepts "
-        f"{', '.join(formats)}",
+        f"a migration began and is not finished. In addition to envelopes, the readers of {tables} "
+        f"accept {', '.join(formats)}",
         "To see the items that are left, run `eventseal status`. Last, run `eventseal migrate finish`.",
     )
 

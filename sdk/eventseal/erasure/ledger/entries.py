@@ -123,7 +123,10 @@ def parsed(line: bytes, *, where: str, application: str) -> LedgerEntry:
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
         is_exact = False
     if not is_exact:
-        raise IntegrityError(f"{where} is not an entry of an erasure ledger", remedy=REMEDY)
+        raise IntegrityError(
+            f"{where} is not an entry of an erasure ledger",
+            remedy=f"If the setting `ledger` names the wrong file, correct it. Otherwise: {REMEDY}",
+        )
     if entry.application != application:
         raise WrongApplicationError(
             f"{where} belongs to application {entry.application!r}, not to {application!r}",

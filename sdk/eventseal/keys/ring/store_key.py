@@ -279,7 +279,7 @@ class LedgerKeys:
         finally:
             key.close()
         if not wrappings:
-            raise KmsError("no KEK is given to wrap the ledger's key")
+            raise KmsError("no KMS key is given to wrap the ledger's key")
         return replace(record, wrappings=tuple(wrappings))
 
     def _check_opens(self, adapter: KmsAdapter, record: KeyRecord, wrapped: WrappedKey) -> None:

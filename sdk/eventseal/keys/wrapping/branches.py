@@ -150,7 +150,7 @@ def checked_branches(branches: int | None) -> int | None:
     if branches is not None and (type(branches) is not int or not 1 <= branches <= MOST_BRANCHES):
         raise ConfigurationError(
             f"branches is {branches}, but it must be a whole number from 1 to {MOST_BRANCHES:,}",
-            remedy="Omit branches, and then the KEKs wrap every data key.",
+            remedy="Omit branches, and then the KMS keys wrap every data key.",
         )
     return branches
 

@@ -292,7 +292,7 @@ class Keks:
 def _check_adapters(adapters: Sequence[object]) -> None:
     if not adapters:
         raise ConfigurationError(
-            "no KEK is configured, and there is no default KEK",
+            "no KMS key is configured, and there is no default",
             remedy="Pass one or more KMS adapters in kms=, or set EVENTSEAL_KMS_KEY.",
         )
     uris = []
@@ -304,11 +304,11 @@ def _check_adapters(adapters: Sequence[object]) -> None:
             )
         if adapter.uri.startswith(BRANCH_PREFIX):
             raise ConfigurationError(
-                f"{adapter.uri} looks like a branch key, which the URI of a KEK must not"
+                f"{adapter.uri} looks like a branch key, which the URI of a KMS key must not"
             )
         uris.append(adapter.uri)
     if len(set(uris)) < len(uris):
-        raise ConfigurationError(f"a KEK is listed twice in kms=: {', '.join(uris)}")
+        raise ConfigurationError(f"a KMS key is listed twice in kms=: {', '.join(uris)}")
 
 
 def _checked_quorum(quorum: int | None, keks: int) -> int:
@@ -316,7 +316,7 @@ def _checked_quorum(quorum: int | None, keks: int) -> int:
         return keks
     if type(quorum) is not int or not 1 <= quorum <= keks:
         raise ConfigurationError(
-            f"wrap_quorum is {quorum}, but with {counted(keks, 'KEK')} it must be from 1 to {keks}",
-            remedy="Omit wrap_quorum, and then every KEK wraps every key.",
+            f"wrap_quorum is {quorum}, but with {counted(keks, 'KMS key')} it must be from 1 to {keks}",
+            remedy="Omit wrap_quorum, and then every KMS key wraps every key.",
         )
     return quorum

@@ -310,7 +310,7 @@ class Unwrapper:
         if branch_wrapping(record) is not None:
             return IntegrityError(
                 f"key {record.key_id} of purpose {record.purpose} has a wrapping under a branch key, "
-                "and none under a KEK of this keyring. Branch keys wrap only keys of other purposes",
+                "and none under a KMS key of this keyring. Branch keys wrap only keys of other purposes",
                 remedy=restore_remedy(),
                 key_id=record.key_id,
             )

@@ -113,7 +113,9 @@ def pause_job(store: SealedStore, job_id: UUID) -> Job:
     def pause(connection: Connection) -> Job:
         job = _known(connection, store, job_id, locked=True)
         if job.state == FINISHED:
-            raise JobError(f"job {job_id} is finished, so it cannot be paused")
+            raise JobError(
+                f"job {job_id} is finished, so it cannot be paused", remedy="You need not do anything."
+            )
         jobs.update_job(connection, job_id, state=PAUSED)
         return _known(connection, store, job_id)
 

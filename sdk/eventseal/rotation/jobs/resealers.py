@@ -274,7 +274,8 @@ class TableResealer:
         # A re-encryption never creates a key, not even if the policy would (docs/decisions/0012).
         error = KeyNotFoundError(
             f"the scope of key {key_id} has no active key, so the key's items were not re-encrypted",
-            remedy="To create an active key, rotate the scope. Then run this again.",
+            remedy="`eventseal keys` shows the key's scope. Run `eventseal rotate --scope SCOPE` for it. "
+            "Then run this again.",
         )
         batch.failures.append(Failure.of_key(self._table.table, key_id, error))
 

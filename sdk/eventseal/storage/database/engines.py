@@ -207,7 +207,7 @@ def _parsed(uri: str) -> URL:
     except (ArgumentError, TypeError, ValueError):
         # The URI is a secret, and SQLAlchemy's message may quote it.
         raise ConfigurationError(
-            "the database's URI cannot be read",
+            "the database's URL cannot be read",
             remedy="Use sqlite:///<file> or postgresql://<user>@<host>/<database>.",
         ) from None
     if url.drivername in {"postgresql", "postgres"}:
@@ -215,6 +215,6 @@ def _parsed(uri: str) -> URL:
     if url.get_backend_name() not in SUPPORTED_DIALECTS:
         raise ConfigurationError(
             f"the database is {url.get_backend_name()}, but EventSeal supports only SQLite and PostgreSQL",
-            remedy="Use a URI that begins with sqlite:// or postgresql://.",
+            remedy="Use a URL that begins with sqlite:// or postgresql://.",
         )
     return url

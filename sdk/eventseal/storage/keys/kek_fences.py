@@ -35,8 +35,8 @@ NO_KEY = "(no row in encryption_keys)"
 """Replaces the application of wrappings whose key has no row."""
 
 _CLOSED = (
-    "Try again, because the KEK now wraps under a newer version. If the error returns, "
-    "`eventseal roll-epoch` has replaced the KEK. Then configure only its successor."
+    "Try again, because the KMS key now wraps under a newer version. If the error returns, "
+    "`eventseal roll-epoch` has replaced the KMS key. Then configure only its successor."
 )
 
 
