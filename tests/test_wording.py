@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from eventseal.wording import counted, did_you_mean, moment
+from eventseal.wording import counted, did_you_mean, moment, shell_word
 
 NOW = datetime(2026, 3, 1, 16, 44, 47, tzinfo=UTC)
 
@@ -52,3 +52,18 @@ def test_only_a_similar_name_is_suggested():
         == "List them: eventseal keys"
     )
     assert did_you_mean("x", [], "x") == "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("subject:ada", "subject:ada"),
+        ("subject:Ada Lovelace", "'subject:Ada Lovelace'"),
+        ("x; rm -rf ~", "'x; rm -rf ~'"),
+        ("$(reboot)", "'$(reboot)'"),
+        ("--yes", "-- --yes"),
+        ("", "''"),
+    ],
+)
+def test_an_argument_of_a_printed_command_is_one_word_for_a_shell(text, word):
+    assert shell_word(text) == word

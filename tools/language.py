@@ -4,9 +4,10 @@ Check that pages, messages and docstrings are in plain English.
 Run it: ``python tools/language.py``. It prints each finding with its place, and exits with 1 if there is one.
 With ``--counts`` it prints a table of counts instead. Paths as arguments limit it to those files and folders.
 
-It measures sentences, and searches them for the patterns of ``language.toml``, where each has its reason. It
-reads Markdown pages, the docstrings of ``sdk``, ``kms_adapters``, ``examples`` and ``tools``, and each text
-literal of three words or more in their code. Code, in blocks and between backticks, counts as one word.
+It measures sentences, and searches them for the patterns of ``language.toml``, where each has its reason.
+It reads Markdown pages and the comments in their code. Of the modules of ``sdk``, ``kms_adapters``,
+``examples`` and ``tools``, it reads docstrings, and each text literal of three words or more. It reads no
+other comments. Code between backticks counts as one word.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ RULES = tomllib.loads(Path(__file__).with_name("language.toml").read_text())
 PATTERNS = {
     rule: re.compile("|".join(pattern["match"]), re.IGNORECASE) for rule, pattern in RULES["patterns"].items()
 }
-PAGES = ("*.md", "docs/**/*.md")
+PAGES = ("*.md", "docs/**/*.md", "examples/**/*.md", "tests/**/*.md")
 MODULES = ("sdk/**/*.py", "kms_adapters/**/*.py", "examples/**/*.py", "tools/**/*.py")
 
 _CODE = re.compile(r"``.+?``|`[^`]+`")
@@ -39,8 +40,11 @@ _LINK = re.compile(r"https?://\S+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[)\"']?\s+(?=[A-Z\"'(\[`:]|\d)")
 _ENTRY = re.compile(r"^(\s+)(\*{0,2}[\w.]+)(?: \([^)]*\))?: +(.*)$")
 _ITEM = re.compile(r"^\s*(?:[-*]|\d+\.)\s+(.*)$")
+_BOX = re.compile(r"(?:!!!|\?\?\?\+?|===\+?) ?[\w\"]")
 _SECTION = re.compile(r"^\s*(Args|Attributes|Raises|Returns|Yields):\s*$")
-_STATEMENT = re.compile(r"^\s*(SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP|CASE|DECLARE|PERFORM)\b")
+_STATEMENT = re.compile(
+    r"^\s*(SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP|CASE|DECLARE|PERFORM|from \w+ import)\b"
+)
 
 _PROSE = 3  # words that make a literal a message
 
@@ -71,17 +75,38 @@ def page(text: str) -> Iterator[Passage]:
     """Yield the passages of a Markdown page, without code blocks and comments."""
     line = 1
     kind = "page"
-    for token in MarkdownIt("commonmark").enable("table").parse(text):
+    for token in MarkdownIt("commonmark").enable("table").parse(_without_boxes(text)):
         if token.map is not None:
             line = token.map[0] + 1
         if token.nesting == 1:
             kind = "heading" if token.type == "heading_open" else "page"
         if token.type == "inline":
+            read = {"code_inline": "`code`", "softbreak": " ", "hardbreak": " "}
             shown = [
-                {"text": child.content, "code_inline": "`code`", "softbreak": " "}.get(child.type, "")
+                child.content if child.type in {"text", "image"} else read.get(child.type, "")
                 for child in token.children or ()
             ]
             yield Passage(line, "".join(shown), kind)
+        elif token.type == "fence":
+            for number, code in enumerate(token.content.splitlines(), line + 1):
+                for comment in re.findall(r"(?:^|\s)# (.+)", code):
+                    yield Passage(number, comment, kind)
+        elif token.type == "html_block" and not token.content.startswith("<!--"):
+            yield Passage(line, re.sub(r"<[^>]*>", " ", token.content), kind)
+
+
+def _without_boxes(text: str) -> str:
+    """Unindent admonitions and tabs, which CommonMark takes for code blocks."""
+    lines = []
+    in_box = in_code = False
+    for line in text.split("\n"):
+        in_code ^= line.startswith("```")
+        if _BOX.match(line) and not in_code:
+            in_box = True
+        elif line and not line.startswith("    "):
+            in_box = False
+        lines.append(line.removeprefix("    ") if in_box else line)
+    return "\n".join(lines)
 
 
 def docstring(text: str, first_line: int) -> Iterator[Passage]:
@@ -134,22 +159,32 @@ def module(text: str) -> Iterator[Passage]:
                     documented.add(value)
                     yield from docstring(value.value, value.lineno)
     for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            parts.update(node.values)
-            shown = "".join(
-                value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else "X"
-                for value in node.values
-            )
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if node in documented or node in parts:
-                continue
-            shown = node.value
-        else:
+        if node in documented or node in parts or not (pieces := _pieces(node)):
             continue
+        parts.update(pieces)
+        shown = "".join(
+            piece.value if isinstance(piece, ast.Constant) and isinstance(piece.value, str) else "X"
+            for piece in pieces
+            if not isinstance(piece, ast.BinOp | ast.JoinedStr)
+        )
         is_code = "(?" in shown or "<style>" in shown or _STATEMENT.match(shown)
-        if len(re.findall(r"\b[a-z]{2,}\b", shown)) >= _PROSE and not is_code:
+        prose = _PROSE if len(pieces) == 1 else _PROSE - 1  # X is a word too
+        if len(re.findall(r"\b[a-z]{2,}\b", shown)) >= prose and not is_code:
             for paragraph in shown.split("\n"):
-                yield Passage(node.lineno, paragraph, "message")
+                yield Passage(pieces[0].lineno, paragraph, "message")
+
+
+def _pieces(node: ast.AST) -> list[ast.expr]:
+    """Return the parts of a literal, an f-string or a sum."""
+    if isinstance(node, ast.Constant):
+        return [node] if isinstance(node.value, str) else []
+    if isinstance(node, ast.JoinedStr):
+        return [node, *node.values]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        sides = [_pieces(node.left), _pieces(node.right)]
+        if any(sides):
+            return [node, *(sides[0] or [node.left]), *(sides[1] or [node.right])]
+    return []
 
 
 def sentences(text: str) -> Iterator[str]:
@@ -181,9 +216,12 @@ def findings(path: Path, passages: Iterator[Passage]) -> Iterator[Finding]:
 
 def read(path: Path) -> Iterator[Finding]:
     """Yield the findings of a file, by line."""
-    text = path.read_text()
-    passages = module(text) if path.suffix == ".py" else page(text)
-    yield from sorted(findings(path, passages), key=lambda finding: finding.line)
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = list(findings(path, module(text) if path.suffix == ".py" else page(text)))
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        found = [Finding(path, 1, "unreadable", type(error).__name__, "The check cannot read this file.")]
+    yield from sorted(found, key=lambda finding: finding.line)
 
 
 def files(chosen: list[Path]) -> Iterator[Path]:
@@ -202,6 +240,9 @@ def main() -> int:
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--counts", action="store_true", help="print a table of counts")
     options = parser.parse_args()
+    for path in options.paths:
+        if not any(files([path])):
+            parser.error(f"{path} has no page or module that is checked")
     found = [finding for path in files(options.paths) for finding in read(path)]
     if options.counts:
         for rule, count in Counter(finding.rule for finding in found).most_common():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import shlex
 import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 _MAX_FILE_SIZE = 1024
 _FORBIDDEN_BITS = stat.S_IRWXG | stat.S_IRWXO
 _NOT_A_KEY = (
-    "Restore the file from a backup. In a new project, choose another name, such as: eventseal init "
-    "--kms-key local://other.key"
+    "Restore the file from a backup. In a new project, move the file away, then run `eventseal init`."
 )
 
 
@@ -90,8 +90,9 @@ def _read_private(path: Path) -> bytes:
         raise ConfigurationError(
             f"there is no key file {path}",
             remedy="If the application has keys, restore the file to that path from a backup, or correct the "
-            "path. If the key is new in a project with keys, list it in kms_key, then run `eventseal init`. "
-            f"In a new project, run: eventseal init --kms-key local://{path}",
+            "path. If the key is new in a project with keys, list it in kms_key, then run `eventseal init`, "
+            "which says how to create it. In a new project, run: eventseal init --kms-key "
+            f"{shlex.quote(f'local://{path}')}",
         ) from None
     except OSError as error:
         raise _unusable(path, error, "read") from error
@@ -111,14 +112,14 @@ def _check_private(path: Path, status: os.stat_result) -> None:
     if status.st_uid != os.geteuid():
         raise ConfigurationError(
             f"key file {path} belongs to user {status.st_uid}, not to user {os.geteuid()} who runs this",
-            remedy=f"Run as its owner, or give the file away: chown {os.geteuid()} {path}",
+            remedy=f"Run as its owner, or give the file away: chown {os.geteuid()} {shlex.quote(str(path))}",
         )
     if status.st_mode & _FORBIDDEN_BITS:
         mode = stat.S_IMODE(status.st_mode)
         raise ConfigurationError(
             f"key file {path} has mode {mode:04o}: users other than its owner have access",
-            remedy="Somebody else may have read the key. To protect the file from now on, run: "
-            f"chmod 600 {path}",
+            remedy="Another user may have read the key. To protect the file from now on, run: "
+            f"chmod 600 {shlex.quote(str(path))}",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,9 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, prefix: str = "") -> str:
+def did_you_mean(
+    name: str, known: Iterable[str], otherwise: str, *, prefix: str = "", least: float = _SIMILAR
+) -> str:
     """
     Return a remedy that suggests the most similar known name.
 
@@ -33,9 +36,23 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, prefix: str
         known: The names that exist.
         otherwise: The remedy if none of them is similar: it says where the names are listed.
         prefix: Text that all names begin with. It is shown, but it does not make names more similar.
+        least: The least similarity, from 0 to 1. Raise it for names that are alike without a typo.
     """
-    similar = difflib.get_close_matches(name, list(known), n=1, cutoff=_SIMILAR)
+    similar = difflib.get_close_matches(name, list(known), n=1, cutoff=least)
     return f"Did you mean {prefix}{similar[0]}?" if similar else otherwise
+
+
+def shell_word(text: str) -> str:
+    """
+    Return text as one argument of a printed command.
+
+    A scope, a path or a table name may hold anything, and people copy the command into a shell.
+
+    Args:
+        text: The argument as the command must receive it.
+    """
+    quoted = shlex.quote(text)
+    return f"-- {quoted}" if text.startswith("-") else quoted
 
 
 def moment(at: datetime, now: datetime | None = None) -> str:

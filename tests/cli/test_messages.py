@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from eventseal.cli import output
+from eventseal.cli.shared_options import Options
 from eventseal.configuration import EventSeal
+from eventseal.configuration.diagnosis import database_checks
+from eventseal.erasure import epoch
 from eventseal_kms.local import LocalKmsAdapter
 
 NEW_PROJECT = "In a new project, run: eventseal init --kms-key local://dev.key"
@@ -158,3 +163,129 @@ def test_init_says_created_and_exists(run):
     assert run("init").stdout.startswith("exists   settings file")
     with EventSeal.from_settings() as seal:
         seal.keyring.prepare(["application"])
+
+
+HOSTILE = "subject:x y; touch owned"
+
+
+def test_a_scope_in_a_printed_command_is_one_word(run, run_json, store):
+    with EventSeal.from_settings() as seal:
+        seal.keyring.rotate(HOSTILE)
+    key = run_json("keys", "--scope", HOSTILE)["keys"][0]["key_id"]
+    stderr = run("retire", "--key", key, "--yes", exits=4)
+    assert f"eventseal rotate --scope '{HOSTILE}'" in stderr.stderr + stderr.stdout
+
+
+def test_a_file_name_in_a_printed_command_is_one_word(run, store):
+    Path("dev.key").rename("my; key")
+    Path("eventseal.toml").write_text(
+        Path("eventseal.toml").read_text().replace("local://dev.key", "local://my; key")
+    )
+    run("verify")
+    Path("my; key").chmod(0o644)
+    assert "chmod 600 'my; key'" in run("verify", exits=2).stderr
+    Path("my; key").unlink()
+    assert "run: eventseal init --kms-key 'local://my; key'" in run("verify", exits=2).stderr
+
+
+def test_two_key_files_of_one_name_are_told_apart_by_their_folders(run, store):
+    Path("eu").mkdir()
+    LocalKmsAdapter.create_from_uri("local://eu/dev.key")
+    settings = Path("eventseal.toml").read_text()
+    Path("eventseal.toml").write_text(
+        settings.replace('"local://dev.key"', '["local://eu/dev.key", "local://dev.key"]')
+    )
+    run("rewrap")
+    text = run("status").stdout
+    assert f"\ndev.key ({LocalKmsAdapter('dev.key').uri[:12]}…)" in text
+    assert f"\neu/dev.key ({LocalKmsAdapter('eu/dev.key').uri[:12]}…)" in text
+
+
+def test_a_question_shows_no_control_characters(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(output, "is_anybody_there", lambda: True)
+    monkeypatch.setattr(output.typer, "confirm", lambda text, **_: asked.append(text) or True)
+    output.confirm(Options(), "Rows of shop\x1b[2K are about to be replaced.")
+    assert asked == ["Rows of shop\\x1b[2K are about to be replaced. Continue?"]
+
+
+def remedies(result) -> str:
+    return " ".join(re.findall(r"remedy: (.*)", result.stdout + result.stderr))
+
+
+def test_the_remedy_of_a_damaged_key_file_leads_on_in_a_new_project(run, tmp_path):
+    Path("dev.key").write_text("damaged")
+    Path("dev.key").chmod(0o600)
+    words = ("init", "--kms-key", "local://dev.key", "--store-url", "sqlite:///shop.sqlite")
+    assert "In a new project, move the file away, then run `eventseal init`." in remedies(
+        run(*words, exits=2)
+    )
+    Path("dev.key").rename("damaged.key")
+    run("init")
+    run("verify")
+
+
+def test_the_remedies_for_a_second_key_file_lead_on(run, store, stored_uri):
+    needed = run("kek", "check", "local://dev.key", exits=4)
+    assert "If kms_key names no other KMS key, add one. Then run `eventseal rewrap`" in remedies(needed)
+    settings = Path("eventseal.toml").read_text()
+    both = settings.replace('"local://dev.key"', '["local://dev.key", "local://new.key"]')
+    Path("eventseal.toml").write_text(both)
+    assert "If you have just added it to kms_key, run `eventseal init`" in remedies(run("rewrap", exits=2))
+    command = re.search(r"python -c (.*)", run("init", exits=2).stderr)
+    assert command is not None
+    exec(shlex.split(command[1])[0])  # noqa: S102 - what the remedy says
+    run("rewrap")
+    run("kek", "check", "local://dev.key")
+
+
+def test_nobody_is_asked_to_set_kms_key_to_a_check_value(run, store, stored_uri):
+    Path("dev.key").unlink()
+    LocalKmsAdapter.create("dev.key")
+    told = run("doctor", exits=2).stdout
+    assert f"under {stored_uri}, which is not configured" in told
+    assert "restore its key file, and add the file to kms_key" in told
+
+
+def test_a_closed_scope_is_reopened_by_its_name(run, with_ledger):
+    with EventSeal.from_settings() as seal:
+        seal.keyring.prepare([HOSTILE])
+    run("shred", HOSTILE, "--yes")
+    stderr = run("rotate", "--scope", HOSTILE, exits=1).stderr
+    assert "Nothing can decrypt this item" not in stderr
+    command = re.search(r"`eventseal (reopen .*)`", stderr)
+    assert command is not None
+    run(*shlex.split(command[1]))
+    run("rotate", "--scope", HOSTILE)
+
+
+def test_a_missing_settings_file_is_written_where_it_is_looked_for(run, tmp_path):
+    remedy = remedies(run("--config", "shop.toml", "status", exits=2))
+    assert "run `eventseal init` with the same --config or EVENTSEAL_CONFIG, which writes the file" in remedy
+    words = ("--kms-key", "local://dev.key", "--store-url", "sqlite:///shop.sqlite")
+    run("--config", "shop.toml", "init", *words)
+    run("--config", "shop.toml", "status")
+
+
+def test_a_remedy_names_no_check_value_where_a_key_file_belongs(stored_uri):
+    run = SimpleNamespace(to=LocalKmsAdapter("dev.key"), _others=lambda _: {"shop": 1})
+    remedy = epoch._Roll._needed(run, {"old": 1}).remedy
+    assert "run `eventseal roll-epoch --to local://FILE` again" in remedy
+    assert stored_uri not in remedy
+
+
+def test_the_statement_for_a_lost_unique_key_runs_on_sqlite(run, run_json, store, query):
+    query("CREATE TABLE copied AS SELECT * FROM integer_sequenced_items")
+    query("DROP TABLE integer_sequenced_items")
+    query("ALTER TABLE copied RENAME TO integer_sequenced_items")
+    told = [found["remedy"] for found in run_json("doctor", exits=2)["findings"]]
+    (statement,) = {remedy for remedy in told if remedy.startswith("CREATE UNIQUE INDEX")}
+    query(statement)
+    assert "does not keep" not in run("doctor", exits=1).stdout
+
+
+@pytest.mark.parametrize(("role", "shown"), [("shop-app", '"shop-app"'), ('a"b', '"a""b"')])
+def test_a_role_in_a_printed_statement_is_quoted(role, shown):
+    facts = SimpleNamespace(synchronous_commit="off", fsync="on", full_page_writes="on", role=role)
+    (finding,) = database_checks._check_durability("items", facts)
+    assert finding.remedy == f"ALTER ROLE {shown} SET synchronous_commit = on;"

@@ -86,6 +86,25 @@ def test_an_unknown_scope_names_the_nearest_and_rotates_nothing(run, store, quer
     assert states(query) == before
 
 
+def test_no_other_persons_scope_is_suggested(run, store):
+    with EventSeal.from_settings() as seal:
+        seal.keyring.prepare(["subject:customer-42"])
+    for typed in ("subject:customer-43", "customer-42", "subjekt:customer-42"):
+        shown = run("rotate", "--scope", typed, exits=2).stderr
+        assert "subject:customer-42" not in shown.replace(repr(typed), "")
+        assert "remedy: List the scopes that have keys: eventseal keys" in shown
+
+
+def test_an_unrelated_key_is_not_suggested(run, store):
+    with EventSeal.from_settings() as seal:
+        known = str(seal.keyring.rotate("tenant:acme").key_id)
+    other = known[:18] + "".join("f" if char != "f" else "0" for char in known[18:])  # of the same minute
+    for words in (("retire", "--yes"), ("rotate", "--compromised"), ("reencrypt",)):
+        shown = run(*words, "--key", other, exits=2).stderr
+        assert "Did you mean" not in shown
+        assert "remedy: List the keys: eventseal keys" in shown
+
+
 def test_a_dry_run_counts_and_changes_nothing(run, run_json, store, query):
     store(3)
     before = states(query)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -206,3 +207,21 @@ def test_what_an_earlier_release_s_key_tables_need_first_is_the_upgrade(run, run
     assert later
     run("init")
     assert [step["command"] for step in run_json("status")["next"]] == later
+
+
+def test_no_row_of_a_job_decides_which_command_is_advised(run, run_json, store, query):
+    store(3)
+    rotate()
+    run_json("reencrypt", "--yes")
+    (options,) = query("SELECT options FROM reencryption_jobs")[0]
+    forged = {
+        **json.loads(options),
+        "verb": "shred application --yes --destroy-application-items #",
+        "key_scope": {"scope": "application"},
+        "formats": [],
+    }
+    stale = "updated_at = '2020-01-01 00:00:00.000000'"
+    query(f"UPDATE reencryption_jobs SET state = 'running', {stale}, options = ?", json.dumps(forged))
+    told = run("status", exits=1).stdout + json.dumps(run_json("status", exits=1))
+    assert "shred" not in told
+    assert run_json("status", exits=1)["jobs"][0]["state"] == "unreadable"

@@ -40,6 +40,52 @@ def test_code_blocks_and_comments_of_a_page_are_left_out():
     assert rules(language.page("# What EventSeal protects\n")) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("It goes on  \nbehind", ["go-on", "behind"]),
+        ("![It is behind them](two.svg)\n", ["behind"]),
+        ('!!! note "It is behind"\n\n    It is told.\n\nIt is beside.\n', ["behind", "tell", "beside"]),
+        ('```python\nx = "beside"  # It is behind\n```\n', ["behind"]),
+        ("- It is told.\n\n  1. It is beside.\n", ["tell", "beside"]),
+        ("<details>\n<summary>It is told</summary>\nbeside\n</details>\n", ["tell", "beside"]),
+    ],
+    ids=["break", "image", "admonition", "comment", "list", "html"],
+)
+def test_no_text_of_a_page_slips_past(text, found):
+    assert rules(language.page(text)) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('x = name + " is told"', ["tell"]),
+        ('x = "The key " + name + " is behind " + "others, and it is told."', ["tell", "behind"]),
+        ('x = f"{name} was told"', ["tell"]),
+        ('x = "word " * 3 + "' + "word " * 20 + '" + "' + "word " * 20 + '"', ["long-sentence"]),
+        ('x = "IF NOT EXISTS (SELECT 1 FROM what)"', []),
+    ],
+)
+def test_no_message_slips_past(text, found):
+    assert rules(language.module(text)) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.py", b"def ("), ("b.py", b"\0"), ("c.py", b"\xff"), ("d.md", b"\xff"), ("e.py", b"(" * 5000)],
+)
+def test_a_file_that_cannot_be_read_is_a_finding(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert [finding.rule for finding in language.read(path)] == ["unreadable"]
+
+
+def test_a_path_without_checked_files_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["language.py", "docs/no-such-page.md"])
+    with pytest.raises(SystemExit):
+        language.main()
+
+
 def test_docstrings_and_messages_of_a_module_are_read():
     text = '''
 def call(name):

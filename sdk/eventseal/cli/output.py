@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from contextlib import suppress
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -36,14 +37,16 @@ def name_key_files(kms_key: Sequence[str]) -> None:
     key.
     """
     _key_files.clear()
-    for uri in kms_key:
+    paths = [uri.removeprefix(_LOCAL) for uri in kms_key]
+    names = Counter(PurePath(path).name for path in paths)
+    for uri, path in zip(kms_key, paths, strict=True):
         if uri.startswith(_LOCAL):
             # The command that needs the file reports that it is missing or refused.
             with suppress(EventSealError, ImportError):
                 kind: Any = adapter_class(uri)
                 stored = kind.stored_uri(uri)
-                name = PurePath(uri.removeprefix(_LOCAL)).name
-                _key_files[stored] = f"{name} ({stored[: len(_LOCAL) + 4]}…)"
+                name = PurePath(path).name
+                _key_files[stored] = f"{name if names[name] == 1 else path} ({stored[: len(_LOCAL) + 4]}…)"
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -249,7 +252,7 @@ def confirm(options: Options, what: str, *, show: Callable[[], None] | None = No
             f"{what} {why}, so confirmation is impossible. Nothing was changed.",
             remedy="Pass --yes to proceed.",
         )
-    if not typer.confirm(f"{what} Continue?", err=True):
+    if not typer.confirm(f"{printable(what)} Continue?", err=True):
         raise JobError("Not confirmed. Nothing was changed.", remedy="You need not do anything.")
 
 

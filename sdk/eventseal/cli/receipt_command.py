@@ -81,12 +81,12 @@ def _print(file: Path, checked: CheckedReceipt) -> None:
     if not checked.is_authentic:
         fields = printable(", ".join(checked.differs))
         typer.echo(
-            f"{file} is not authentic. Fields that differ from the "
+            f"{printable(str(file))} is not authentic. Fields that differ from the "
             f"{'MAC' if checked.by == 'mac' else 'ledger'}: {fields}\n"
             "It was changed, or belongs to another application or ledger."
         )
         return
-    typer.echo(f"{file} is authentic ({checked.kind})")
+    typer.echo(f"{printable(str(file))} is authentic ({printable(checked.kind)})")
     if checked.is_partial:
         typer.echo("It is partial: the run did not open every item of every table.")
     if checked.failed:

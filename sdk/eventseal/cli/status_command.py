@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import closing
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from eventseal.erasure.setting_aside import unverified_rows
 from eventseal.rotation.jobs.jobs import verb_of
 from eventseal.rotation.rewrapping import KekReport
 from eventseal.rotation.status.application_status import status as read_status
-from eventseal.wording import moment
+from eventseal.wording import moment, shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,7 +165,7 @@ def _print_intents(intents: Sequence[dict[str, Any]]) -> None:
         scope = printable(str(intent["scope"]))
         begun = moment(datetime.fromisoformat(intent["at"]))
         typer.echo(
-            f"A shred began at {begun} and is not done. Next: run `eventseal shred {shlex.quote(scope)}`."
+            f"A shred began at {begun} and is not done. Next: run `eventseal shred {shell_word(scope)}`."
         )
 
 

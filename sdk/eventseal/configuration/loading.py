@@ -110,8 +110,8 @@ def _read_file(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigurationError(
             f"there is no settings file {path}",
-            remedy="Correct --config or EVENTSEAL_CONFIG. In a new project, run `eventseal init`, which "
-            "writes the file.",
+            remedy="Correct --config or EVENTSEAL_CONFIG. In a new project, run `eventseal init` with "
+            "the same --config or EVENTSEAL_CONFIG, which writes the file.",
         ) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -339,7 +340,9 @@ class _Roll:
     # --- messages and results ---
 
     def _needed(self, hanging: Mapping[str, int]) -> JobError:
-        target = "" if self.to is None else f" --to {self.to.uri}"
+        target = "" if self.to is None else f" --to {shlex.quote(self.to.uri)}"
+        if target.startswith(" --to local://"):  # a check value, but the option takes the file
+            target = " --to local://FILE"
         again = f"run `eventseal roll-epoch{target}` again: it resumes."
         needed_by = "no KMS key was ended: an old key is still needed by"
         if NO_KEY in hanging:

@@ -26,6 +26,7 @@ from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.table_checks import refuse_unregistered_tables
 from eventseal.storage.items.rows import pages
 from eventseal.suites.envelope import HEADER_SIZE, envelope_problem
+from eventseal.wording import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -153,9 +154,10 @@ def _record_reopening(store: SealedStore, scope: str, ledger: Ledger, shredded: 
     while True:
         seen = ledger.last(store).open_intents
         if any(entry.scope == scope for entry in ledger.open_intents(store)):
+            named = shell_word(scope)
             raise JobError(
                 f"a shred of scope {scope!r} was begun and is not done, so the scope stays closed",
-                remedy=f"Run `eventseal shred {scope}` to finish it. Then run `eventseal reopen {scope}`.",
+                remedy=f"Run `eventseal shred {named}` to finish it. Then run `eventseal reopen {named}`.",
             )
         # A reopening after the intent of another shred would leave the scope open after a restore, although
         # that shred continues (docs/decisions/0016).

@@ -24,6 +24,7 @@ from eventseal.rotation.results import Failure, JobResult, Run
 from eventseal.rotation.sealed_store import registered_tables
 from eventseal.rotation.table_checks import refuse_unregistered_tables
 from eventseal.storage.keys.wrapping_rows import overwrite_deleted
+from eventseal.wording import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -388,8 +389,8 @@ def _stranger(scope: str, key_id: UUID) -> EventSealError:
     return JobError(
         f"scope {scope!r} was shredded and not reopened, but it has key {key_id}, which the ledger does not "
         "name: the key was created after the restore. It was not destroyed",
-        remedy=f"To erase its items too, run `eventseal shred {scope}`. To keep them, run `eventseal reopen "
-        f"{scope}`.",
+        remedy=f"To erase its items too, run `eventseal shred {shell_word(scope)}`. To keep them, run "
+        f"`eventseal reopen {shell_word(scope)}`.",
         key_id=key_id,
     )
 
@@ -399,5 +400,5 @@ def _unrecorded(scope: str, ledger: Ledger) -> EventSealError:
         f"scope {scope!r} was shredded, but {ledger.name} has no entry for it: entries are missing at its "
         "end, or the scope was shredded without the ledger",
         remedy="Restore the ledger from its newest copy. If no copy has the entry, record the erasure now: "
-        f"run `eventseal shred {scope}`.",
+        f"run `eventseal shred {shell_word(scope)}`.",
     )

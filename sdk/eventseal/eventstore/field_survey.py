@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pkgutil
 import re
+import shlex
 from dataclasses import is_dataclass
 from enum import Enum
 from importlib import import_module
@@ -139,7 +140,8 @@ def _imported(name: str) -> ModuleType:
     except Exception as error:  # the module's own code may raise anything
         raise ConfigurationError(
             f"module {name!r} cannot be imported: {type(error).__name__}: {error}",
-            remedy=f"Pass its dotted name. Check that `python -c 'import {name}'` succeeds here.",
+            remedy="Pass its dotted name. Check that this succeeds here: python -c "
+            + shlex.quote(f"import {name}"),
         ) from error
 
 

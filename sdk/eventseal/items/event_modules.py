@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -264,7 +265,7 @@ def import_listed(name: str, setting: str) -> ModuleType:
     if missing is None:
         raise ConfigurationError(
             f"{setting}: the import of module {name} raised {failed}",
-            remedy=f"To see why, run: python -c 'import {name}'",
+            remedy=f"To see why, run: python -c {shlex.quote(f'import {name}')}",
         )
     is_listed = f"{name}.".startswith(f"{missing}.")
     raise ConfigurationError(

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import select
 
 from eventseal.errors import ConfigurationError, ItemNotFoundError
+from eventseal.items.sealed_fields import SUBJECT_KIND
 from eventseal.keys.authentication.row_macs import is_digest
 from eventseal.keys.states import SUBJECT_PURPOSES
 from eventseal.rotation.sealed_store import registered_tables
@@ -126,8 +127,8 @@ def refuse_unknown_scopes(
             suggest one: it would be another subject.
 
     Raises:
-        ConfigurationError: A scope is unknown. The remedy suggests a similar one, if there is one, but
-            never if scopes are stored as digests.
+        ConfigurationError: A scope is unknown. The remedy suggests a similar one, if there is one. It never
+            suggests a subject's scope, or a digest.
         StoreError: The database refused or failed.
     """
     for scope in scopes:
@@ -143,9 +144,21 @@ def refuse_unknown_scopes(
                     "is encrypted under its scope.",
                 )
             # A neighbouring digest belongs to an unrelated scope, and nobody can read which one.
-            readable = [] if is_digest(stored) else [other for other in known if not is_digest(other)]
+            readable = [] if is_digest(stored) else [other for other in known if _may_be_shown(other)]
             otherwise = "List the scopes that have keys: eventseal keys"
             raise ConfigurationError(message, remedy=did_you_mean(scope, readable, otherwise))
+
+
+def _may_be_shown(scope: str) -> bool:
+    """
+    Return whether a remedy may suggest a scope.
+
+    A subject's scope names a person, and not the one that the user asked about.
+    """
+    return not is_digest(scope) and not scope.startswith(f"{SUBJECT_KIND}:")
+
+
+_SAME_KEY = 0.85  # ids of two keys share their time and their hyphens, and are often over 0.6
 
 
 def known_keys(datastore: SQLAlchemyDatastore, application: str, typed: Sequence[str]) -> list[UUID]:
@@ -170,7 +183,7 @@ def known_keys(datastore: SQLAlchemyDatastore, application: str, typed: Sequence
             known = [str(key) for key in _newest(engine, application=application)]
             raise ConfigurationError(
                 f"application {application} has no key {text}",
-                remedy=did_you_mean(text.lower(), known, "List the keys: eventseal keys"),
+                remedy=did_you_mean(text.lower(), known, "List the keys: eventseal keys", least=_SAME_KEY),
             )
     return [key_id for key_id in asked.values() if key_id is not None]
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError, EventSealError, KeyDestroyedError
+from eventseal.keys.authentication.row_checks import reopening
 from eventseal.keys.authentication.row_macs import unreadable_row
 from eventseal.keys.records import checked_scope, new_key_id
 from eventseal.keys.states import KeyPurpose, KeyState
@@ -223,4 +224,5 @@ def _refuse_closed(store: SealedStore, scopes: Sequence[str]) -> None:
                 key_id=holder.key_id,
                 scope=scope,
                 destroyed_by=holder.destroyed_by,
+                remedy=reopening(scope),
             )

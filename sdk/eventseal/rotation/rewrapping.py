@@ -192,7 +192,8 @@ def _is_of_a_key_file(uri: str) -> bool:
 def _no_such_version(version: str, uri: str, known: Sequence[str | None]) -> ConfigurationError:
     """Return the refusal of a version that wraps no key."""
     there = sorted({told for told in known if told is not None})
-    near = [told for told in there if told.casefold().endswith(version.casefold())]  # "v1" for "1"
+    typed = version.casefold()
+    near = [told for told in there if told.casefold() in {typed, f"v{typed}"}]  # "v1" for "1", never "v11"
     if near:
         remedy = f"Did you mean {near[0]}?"
     elif there:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import stat
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,7 @@ def _check_settings(path: Path | None, settings: Settings) -> Iterator[Finding]:
     if mode & _OTHERS:
         yield SETTINGS.warning(
             f"{file} may hold passwords, and its mode is {mode:04o}: users other than its owner can use it",
-            f"chmod 600 {file}",
+            f"chmod 600 {shlex.quote(str(file))}",
         )
     local = [uri for uri in configured_keks(settings) if uri.startswith(_LOCAL)]
     if local:

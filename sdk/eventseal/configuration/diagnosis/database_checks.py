@@ -145,15 +145,22 @@ def _check_server(what: str, facts: Row[tuple[object, ...]]) -> Iterator[Finding
     if facts.in_recovery:
         yield _read_only(what, "the server is a replica", "Use a connection to the primary.")
     elif facts.read_only == "on":
-        remedy = f"ALTER ROLE {facts.role} SET default_transaction_read_only = off;"
+        remedy = f"ALTER ROLE {_quoted(facts.role)} SET default_transaction_read_only = off;"
         yield _read_only(what, "transactions are read-only by default", remedy)
     if facts.encoding != "UTF8":
         yield DATABASE.problem(
             ConfigurationError,
             f"{what}: the database's encoding is {facts.encoding}, which cannot hold every scope and id",
-            f"CREATE DATABASE {facts.name}_utf8 ENCODING 'UTF8' TEMPLATE template0; then move all data.",
+            f"CREATE DATABASE {_quoted(f'{facts.name}_utf8')} ENCODING 'UTF8' TEMPLATE template0; then move "
+            "all data.",
         )
     yield from _check_durability(what, facts)
+
+
+def _quoted(name: str) -> str:
+    """Return the name of a role or database for SQL."""
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
 
 
 def _check_durability(what: str, facts: Row[tuple[object, ...]]) -> Iterator[Finding]:
@@ -171,7 +178,7 @@ def _check_durability(what: str, facts: Row[tuple[object, ...]]) -> Iterator[Fin
     if facts.synchronous_commit == "off":
         yield DATABASE.warning(
             f"{what}: synchronous_commit is off. A crash of the server may lose the newest keys",
-            f"ALTER ROLE {facts.role} SET synchronous_commit = on;",
+            f"ALTER ROLE {_quoted(facts.role)} SET synchronous_commit = on;",
         )
 
 

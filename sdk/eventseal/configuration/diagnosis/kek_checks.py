@@ -103,6 +103,7 @@ def _context(application: str) -> EncryptionContext:
 
 
 _REWRAP = "eventseal rewrap"
+_LOCAL = "local://"
 
 
 @KEYS.check
@@ -154,7 +155,7 @@ def _check_use(
     yield KEYS.problem(
         KekNotConfiguredError,
         f"{place}, which is not configured",
-        f"If keys are wrapped only under it, add it to kms_key, then run: {_REWRAP}",
+        f"If keys are wrapped only under it, {_configure(use.kek_uri)}. Then run: {_REWRAP}",
         Severity.WARNING,
     )
 
@@ -199,6 +200,12 @@ def _check_version(adapter: KmsAdapter, use: KekUse) -> Iterator[Finding]:
         )
 
 
+def _configure(kek_uri: str) -> str:
+    if kek_uri.startswith(_LOCAL):  # the tables know only the check value, which is no path
+        return "restore its key file, and add the file to kms_key"
+    return "add it to kms_key"
+
+
 def _check_missing(stores: Stores, names: dict[str, set[str]]) -> Iterator[Finding]:
     every = set().union(*names.values())
     orphans = _missing(stores, every)
@@ -207,7 +214,7 @@ def _check_missing(stores: Stores, names: dict[str, set[str]]) -> Iterator[Findi
             KekNotConfiguredError,
             f"{counted(orphans, 'key is', 'keys are')} wrapped under no configured KMS key: nothing opens "
             "such keys here",
-            "Add the KMS key that is reported as not configured to kms_key. If none is, restore the rows of "
+            "If a KMS key is reported as not configured, follow its remedy. If none is, restore the rows of "
             "these keys in key_wrappings from a backup. To list the keys: eventseal keys",
         )
     for uri, stored in names.items() if len(names) > 1 else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from eventseal.keys.records import STORE_SCOPE
 from eventseal.keys.states import KeyPurpose
 from eventseal.rotation.sealed_store import key_pages
 from eventseal.rotation.status.key_totals import keys_by_kind, overdue_keys
-from eventseal.wording import counted
+from eventseal.wording import counted, shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -143,7 +144,7 @@ def _check_age(stores: Stores) -> Iterator[Finding]:
         yield KEYS.ok("no active data key is due for rotation")
         return
     shown = ", ".join(overdue.scopes) + (", ..." if overdue.keys > len(overdue.scopes) else "")
-    words = "".join(f" --scope {scope}" for scope in overdue.scopes)
+    words = "".join(f" --scope {shlex.quote(scope)}" for scope in overdue.scopes)
     yield KEYS.note(
         f"{counted(overdue.keys, 'active data key is', 'active data keys are')} due for rotation, at the "
         f"next item of: {shown}",
@@ -198,7 +199,9 @@ def _check(seal: EventSeal, ledger: Ledger) -> Iterator[Finding]:
     reading = Reading.of(seal, ledger)
     unrecorded = {record.scope for record in reading.unrecorded}
     for scope in sorted(reading.open_scopes):
-        yield LEDGER.warning(f"a shred of scope {scope!r} began and is not done", f"eventseal shred {scope}")
+        yield LEDGER.warning(
+            f"a shred of scope {scope!r} began and is not done", f"eventseal shred {shell_word(scope)}"
+        )
     if unrecorded:
         yield LEDGER.problem(
             IntegrityError,

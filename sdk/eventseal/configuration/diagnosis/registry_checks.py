@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from eventseal.configuration.diagnosis.findings import JOBS, MIGRATION, REGISTRY, Severity
@@ -153,7 +154,9 @@ def _check_collections(stores: Stores, mine: Sequence[SealedTable]) -> Iterator[
             continue
         name = table.table if sharing else table.collection
         restart = f"{remedy}, and restart every process that uses it. Then: " if remedy else ""
-        command = f"eventseal reencrypt --table {table.table} --to-collection {name}"
+        command = (
+            f"eventseal reencrypt --table {shlex.quote(table.table)} --to-collection {shlex.quote(name)}"
+        )
         yield REGISTRY.problem(ConfigurationError, text, f"{restart}{command}")
 
 

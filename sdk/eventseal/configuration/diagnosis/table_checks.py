@@ -108,8 +108,15 @@ def _missing_keys(connection: Connection, inspector: Inspector, table: Table) ->
                 ConfigurationError,
                 f"table {table.fullname} does not keep {', '.join(names)} unique: two writers "
                 "may both succeed",
-                f"CREATE UNIQUE INDEX ON {table.fullname} ({', '.join(names)});",
+                _create_unique_index(connection, table, names),
             )
+
+
+def _create_unique_index(connection: Connection, table: Table, names: Sequence[str]) -> str:
+    quoted = connection.dialect.identifier_preparer
+    name = quoted.quote("_".join([table.name, *names, "key"]))  # SQLite chooses none
+    columns = ", ".join(map(quoted.quote, names))
+    return f"CREATE UNIQUE INDEX {name} ON {quoted.format_table(table)} ({columns});"
 
 
 def _unique_columns(connection: Connection, inspector: Inspector, table: Table) -> set[frozenset[str | None]]:

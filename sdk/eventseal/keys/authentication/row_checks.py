@@ -18,6 +18,7 @@ from eventseal.keys.authentication.row_macs import RESTORE_MARK, RESTORE_STORE_K
 from eventseal.keys.records import restore_remedy
 from eventseal.keys.revocation_tree import REMEDY, least_state
 from eventseal.keys.states import KeyPurpose, KeyState
+from eventseal.wording import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -136,7 +137,18 @@ def closed_scope(scope: str) -> KeyDestroyedError:
     The revocation tree shows that the scope is closed.
     """
     return KeyDestroyedError(
-        f"scope {scope!r} was shredded, and is closed", scope=scope, destroyed_by="shredded"
+        f"scope {scope!r} was shredded, and is closed",
+        scope=scope,
+        destroyed_by="shredded",
+        remedy=reopening(scope),
+    )
+
+
+def reopening(scope: str) -> str:
+    """Return the remedy for new items of a closed scope."""
+    return (
+        f"To write new items to this scope, run `eventseal reopen {shell_word(scope)}`. Nothing can decrypt "
+        "the old ones again."
     )
 
 
@@ -147,11 +159,12 @@ def lives_in_closed_scope(record: KeyRecord) -> IntegrityError:
     The key is not destroyed, although a shred destroys every key. The revocation tree shows that the scope is
     closed.
     """
+    named = shell_word(record.scope)
     return IntegrityError(
         f"key {record.key_id} is {record.state}, but its scope {record.scope!r} was shredded and closed. "
         "Either the key's row was hidden from the shred, or an old row was put back",
-        remedy=f"To destroy this key, run `eventseal shred {record.scope}` again. If the key was created "
-        f"after a backup was restored, and you want to keep it, run `eventseal reopen {record.scope}`.",
+        remedy=f"To destroy this key, run `eventseal shred {named}` again. If the key was created "
+        f"after a backup was restored, and you want to keep it, run `eventseal reopen {named}`.",
         key_id=record.key_id,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -176,7 +177,7 @@ def refuse_active(record: KeyRecord) -> None:
         raise JobError(
             f"key {record.key_id} is the active key of scope {record.scope!r}",
             key_id=record.key_id,
-            remedy=f"Rotate the scope first: `eventseal rotate --scope {record.scope}`.",
+            remedy=f"Rotate the scope first: `eventseal rotate --scope {shlex.quote(record.scope)}`.",
         )
 
 

@@ -138,6 +138,9 @@ def is_job(database: Engine | Connection, job_id: UUID) -> str:
     return f"job_id = {as_sql(database, job_id)}"
 
 
+_VERB = "migrate"
+
+
 def _are_options(value: Any) -> bool:
     """
     Return whether a value holds valid options of a job.
@@ -146,7 +149,8 @@ def _are_options(value: Any) -> bool:
     its ``verb``, and ``formats``: each a name, and the id of its key or ``None``. Its ``key_scope`` is a
     ``scope`` or the name of a ``function``.
     """
-    if type(value) is not dict or type(value.get("verb", "")) is not str:
+    # `status` advises a command with this verb, so an edited row must not name another, such as a shred.
+    if type(value) is not dict or value.get("verb", _VERB) != _VERB:
         return False
     lists = [value.get(name, 0) for name in ("keys", "tables", "heads")]
     if not all(each is None or are_texts(each) for each in lists):
