@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import shlex
 import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError
+from eventseal.wording import shell_word
 from eventseal_kms.outcomes import KEY_SIZE
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _read_private(path: Path) -> bytes:
             remedy="If the application has keys, restore the file to that path from a backup, or correct the "
             "path. If the key is new in a project with keys, list it in kms_key, then run `eventseal init`, "
             "which says how to create it. In a new project, run: eventseal init --kms-key "
-            f"{shlex.quote(f'local://{path}')}",
+            f"{shell_word(f'local://{path}')}",
         ) from None
     except OSError as error:
         raise _unusable(path, error, "read") from error
@@ -112,14 +112,14 @@ def _check_private(path: Path, status: os.stat_result) -> None:
     if status.st_uid != os.geteuid():
         raise ConfigurationError(
             f"key file {path} belongs to user {status.st_uid}, not to user {os.geteuid()} who runs this",
-            remedy=f"Run as its owner, or give the file away: chown {os.geteuid()} {shlex.quote(str(path))}",
+            remedy=f"Run as its owner, or give the file away: chown {os.geteuid()} {shell_word(str(path))}",
         )
     if status.st_mode & _FORBIDDEN_BITS:
         mode = stat.S_IMODE(status.st_mode)
         raise ConfigurationError(
             f"key file {path} has mode {mode:04o}: users other than its owner have access",
             remedy="Another user may have read the key. To protect the file from now on, run: "
-            f"chmod 600 {shlex.quote(str(path))}",
+            f"chmod 600 {shell_word(str(path))}",
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import stat
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ from eventseal.configuration.diagnosis.registry_checks import (
 from eventseal.configuration.diagnosis.table_checks import check_fences, check_tables
 from eventseal.configuration.loading import environment_names, load_settings, settings_file
 from eventseal.errors import EventSealError, MissingTableError, StoreReadOnlyError
-from eventseal.wording import counted
+from eventseal.wording import counted, shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +83,7 @@ def _check_settings(path: Path | None, settings: Settings) -> Iterator[Finding]:
     if mode & _OTHERS:
         yield SETTINGS.warning(
             f"{file} may hold passwords, and its mode is {mode:04o}: users other than its owner can use it",
-            f"chmod 600 {shlex.quote(str(file))}",
+            f"chmod 600 {shell_word(str(file))}",
         )
     local = [uri for uri in configured_keks(settings) if uri.startswith(_LOCAL)]
     if local:
