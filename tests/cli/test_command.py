@@ -115,7 +115,7 @@ def test_without_a_kek_it_says_which_lines_to_add(run):
 def test_a_key_file_that_others_can_read_is_refused(run, store):
     Path("dev.key").chmod(0o640)
     shown = run("verify", exits=2).stderr
-    assert "eventseal: remedy: Run: chmod 600 dev.key" in shown
+    assert "To protect the file from now on, run: chmod 600 dev.key" in shown
 
 
 def test_a_database_that_is_not_there_is_not_made(run, store):
@@ -144,7 +144,7 @@ def test_a_locked_database_can_be_tried_again(run, store, query, monkeypatch):
     )
     with closing(sqlite3.connect("shop.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        assert "eventseal: remedy: Try again" in run("verify", exits=3).stderr
+        assert "eventseal: remedy: End long transactions, then try again" in run("verify", exits=3).stderr
     run("verify")
 
 

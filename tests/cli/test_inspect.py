@@ -70,7 +70,7 @@ def test_a_text_can_be_given_on_the_command_line(run_json):
         (b"\x02" + SEALED[1:], "version 0x02"),
         (b"\x01\x11" + SEALED[2:], "reserved"),
         (b'{"amount": 5, "customer": "Ada"}', "version"),
-        (b"", "too few"),
+        (b"", "0 bytes cannot be an envelope"),
     ],
 )
 def test_what_is_no_envelope_is_told_why(run, content, said):

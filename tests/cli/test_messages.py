@@ -231,7 +231,10 @@ def test_the_remedies_for_a_second_key_file_lead_on(run, store, stored_uri):
     settings = Path("eventseal.toml").read_text()
     both = settings.replace('"local://dev.key"', '["local://dev.key", "local://new.key"]')
     Path("eventseal.toml").write_text(both)
-    assert "If you have just added it to kms_key, run `eventseal init`" in remedies(run("rewrap", exits=2))
+    assert (
+        "If the key is new in a project with keys, list it in kms_key, then run `eventseal init`"
+        in remedies(run("rewrap", exits=2))
+    )
     command = re.search(r"python -c (.*)", run("init", exits=2).stderr)
     assert command is not None
     exec(shlex.split(command[1])[0])  # noqa: S102 - what the remedy says

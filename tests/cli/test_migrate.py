@@ -73,7 +73,7 @@ def test_people_are_told_what_comes_next(run, old):
     begun = run("migrate", "begin").stdout
     assert "Items to migrate: 30. Readers accept both formats now." in begun
     assert "EVENTSOURCING-CBC" in begun
-    assert "30 items would be encrypted, in about 0:00 minutes" in run("migrate", "--dry-run").stdout
+    assert "30 items would be encrypted, in about 0:00:00" in run("migrate", "--dry-run").stdout
     done = run("migrate").stdout
     assert "Encrypted 30 items" in done
     assert done.rstrip().endswith("run `eventseal migrate finish`.")

@@ -91,7 +91,7 @@ def test_another_application_in_the_tables_is_named_and_stops_it(two_keks, run) 
     assert "Application crm has" in run("roll-epoch", "--to", NEW, "--dry-run").stdout
     refused = run("roll-epoch", "--to", NEW, "--yes", exits=4)
     assert "wrappings of application crm" in refused.stderr
-    assert f"eventseal rewrap --to {LocalKmsAdapter('new.key').uri}" in refused.stderr
+    assert "eventseal rewrap --to local://FILE" in refused.stderr
 
 
 def test_a_key_that_cannot_be_moved_is_told(two_keks, run, query) -> None:

@@ -100,7 +100,9 @@ def test_a_wrong_or_a_missing_kek_is_one_line_and_no_failed_item(run, run_json, 
     assert result.stdout == ""
     error, remedy = result.stderr.splitlines()
     assert f"wrapped under {kek}" in error
-    assert remedy.startswith("eventseal: remedy: Add the KMS key to EVENTSEAL_KMS_KEY")
+    assert remedy.startswith(
+        "eventseal: remedy: Restore the key file, or add the KMS key to kms_key (EVENTSEAL_KMS_KEY)"
+    )
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://no.key")
     assert "no.key" in run("verify", exits=2).stderr
 

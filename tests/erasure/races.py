@@ -138,7 +138,7 @@ class Race:
             try:
                 reencrypt(shop, keys=old)
             except ConfigurationError as error:
-                if "is destroyed (shredded)" not in str(error):  # since it was looked up
+                if "was destroyed (shredded)" not in str(error):  # since it was looked up
                     raise
         else:
             shop.keyring.rotate(self.scope)

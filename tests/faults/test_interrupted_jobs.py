@@ -105,7 +105,7 @@ def test_a_job_of_another_release_is_named_and_a_new_one_does_the_rest(filled, k
             connection.execute(text("UPDATE reencryption_jobs SET layout = 0, release = '0.0.7'"))
         with pytest.raises(JobError, match=r"0\.0\.7") as refused:
             reencrypt(shop, resume=old.job_id)
-        assert "anew" in refused.value.remedy
+        assert "starts a new job" in refused.value.remedy
         result = reencrypt(shop)
         assert result.job_id != old.job_id
         assert (result.done, result.failed, result.left) == (2 * EACH - moved, 0, 0)

@@ -66,7 +66,9 @@ def test_a_kek_that_wrapped_no_key_here_reads_nothing_and_writes_nothing(
     in_another_process(monkeypatch, kms_key=f"local://{tmp_path}/other.key")
     with closing(School(env=environment)) as school:
         for refused in (lambda: school.tricks(dog), lambda: school.register("Rex")):
-            with pytest.raises(KekNotConfiguredError, match=r"is wrapped under local://.*was given local://"):
+            with pytest.raises(
+                KekNotConfiguredError, match=r"is wrapped under local://.*is configured with local://"
+            ):
                 refused()
         assert count_of(school) == 2
     in_another_process(monkeypatch, kms_key=f"local://{tmp_path}/dev.key")
