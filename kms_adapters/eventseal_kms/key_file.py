@@ -89,9 +89,9 @@ def _read_private(path: Path) -> bytes:
     except FileNotFoundError:
         raise ConfigurationError(
             f"there is no key file {path}",
-            remedy="If the application has keys, restore the file to that path from a backup, or correct the "
-            "path. If the key is new in a project with keys, list it in kms_key, then run `eventseal init`, "
-            "which says how to create it. In a new project, run: eventseal init --kms-key "
+            remedy="If the file was moved or lost, correct the path, or restore the file from a backup. To "
+            "add a new KMS key to a project, list it in kms_key, then run `eventseal init`, which says how "
+            "to create it. In a new project, run: eventseal init --kms-key "
             f"{shell_word(f'local://{path}')}",
         ) from None
     except OSError as error:

@@ -61,7 +61,7 @@ def test_a_lost_key_file_is_restored_in_an_old_project_and_created_in_a_new_one(
     result = run(*words, exits=2)
     told = result.stdout + result.stderr
     assert "there is no key file dev.key" in told
-    assert "If the application has keys, restore the file to that path from a backup, or correct" in told
+    assert "If the file was moved or lost, correct the path, or restore the file from a backup" in told
     assert NEW_PROJECT in told
 
 
@@ -231,9 +231,8 @@ def test_the_remedies_for_a_second_key_file_lead_on(run, store, stored_uri):
     settings = Path("eventseal.toml").read_text()
     both = settings.replace('"local://dev.key"', '["local://dev.key", "local://new.key"]')
     Path("eventseal.toml").write_text(both)
-    assert (
-        "If the key is new in a project with keys, list it in kms_key, then run `eventseal init`"
-        in remedies(run("rewrap", exits=2))
+    assert "To add a new KMS key to a project, list it in kms_key, then run `eventseal init`" in remedies(
+        run("rewrap", exits=2)
     )
     command = re.search(r"python -c (.*)", run("init", exits=2).stderr)
     assert command is not None

@@ -78,7 +78,7 @@ def test_people_are_told_what_comes_next(run, old):
     assert "Encrypted 30 items" in done
     assert done.rstrip().endswith("run `eventseal migrate finish`.")
     assert "No item is in an older format." in run("migrate", "finish", "--dry-run").stdout
-    assert "destroy the old keys" in run("migrate", "finish").stdout
+    assert "destroy the keys of the older formats" in run("migrate", "finish").stdout
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_a_migration_that_is_abandoned_leaves_the_rest_to_no_reader(run, run_jso
     run("migrate", "begin")
     assert run_json("migrate", "abandon", "--dry-run")["left"] == 30
     refused = run("migrate", "abandon", exits=2).stderr
-    assert "Readers are about to refuse 30 items in older formats. Not a terminal" in refused
+    assert "error: readers are about to refuse 30 items in older formats. Not a terminal" in refused
     assert "confirmation is impossible. Nothing was changed" in refused
     assert run_json("status")["old_formats"] != {}
     said = run("migrate", "abandon", "--yes").stdout

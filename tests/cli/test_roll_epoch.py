@@ -67,8 +67,8 @@ def test_a_dry_run_tells_the_cost_and_ends_nothing(two_keks, run, query) -> None
     before = query("SELECT * FROM key_wrappings ORDER BY 1, 2")
     shown = run("roll-epoch", "--to", NEW, "--dry-run").stdout
     assert (
-        "Wrappings that would be replaced: 0 under branch keys, by this process. "
-        "2 under KMS keys, by the KMS." in shown
+        "Wrappings that would be replaced: 0 under branch keys (by this process), "
+        "and 2 under KMS keys (by the KMS)." in shown
     )
     assert query("SELECT * FROM key_wrappings ORDER BY 1, 2") == before
     assert query("SELECT * FROM epochs") == []

@@ -412,8 +412,9 @@ def test_active_keys_and_keys_that_are_never_retired_are_refused(keyring, store,
     with pytest.raises(JobError, match="active key of scope 'a'") as caught:
         keyring.destroyer.retire([old.key_id, active.key_id])
     assert "rotate" in caught.value.remedy
-    with pytest.raises(JobError, match="active"):
+    with pytest.raises(JobError, match="active") as caught:
         keyring.destroyer.retire([store_key["store"].key_id])
+    assert caught.value.remedy == "Keep this key: `eventseal rotate` replaces only data keys."
     assert store.record(old.key_id).state is KeyState.DEACTIVATED  # all or none
 
 

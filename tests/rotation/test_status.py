@@ -101,7 +101,7 @@ def test_a_last_look_of_a_job_is_worth_running_when_all_have_noticed_the_new_key
     step = read(shop).next_steps[0]
     assert step.command.startswith("eventseal reencrypt --resume ")
     assert step.after == settles
-    assert step.reason.startswith("a re-encryption is done with 3 items")
+    assert step.reason.startswith("a re-encryption of 3 items is done, except for a last check")
     shop.execute("UPDATE key_changes SET refresh_interval = 0")
     assert read(shop).next_steps[0].after is None
 

@@ -220,7 +220,7 @@ def test_a_migration_does_not_end_while_an_old_item_hides_behind_a_key_id(open_s
     shop.execute(f"UPDATE {ITEMS} SET key_id = :key WHERE key_id IS NULL", key=shop.raw(kept.key_id))
     shop.append_plain(1)
     assert migrate(shop.seal).done == 1
-    with pytest.raises(JobError, match=f"not envelopes under a key of shop: 1 item in {ITEMS}"):
+    with pytest.raises(JobError, match=f"not envelopes under a key of application shop: 1 item in {ITEMS}"):
         finish_migration(shop.seal)
     assert verify(shop.seal).failed == 1
 

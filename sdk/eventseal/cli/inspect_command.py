@@ -61,7 +61,7 @@ def inspect(
     The envelope comes from a file or standard input (as bytes, hex or base64),
     from the command line, or from a row of the database. For a row it also shows
     the other columns and the record of its key in the key store. Nothing that it
-    shows is authenticated: only decrypting an item is.
+    shows is authenticated. Only decryption proves that an item is authentic.
     """
     row = {"--table": table, "--sequence": sequence, "--position": position}
     ways = (source is not None, text is not None, any(value is not None for value in row.values()))

@@ -33,9 +33,9 @@ def check(
     """
     Check whether you can delete a KMS key or a version.
 
-    Without that KMS key, it unwraps every key of the application that is not
-    destroyed. If all keys open, the exit code is 0. If not, it is 4, and you must
-    keep the KMS key. The command deletes nothing.
+    It unwraps every key of the application that is not destroyed, without using
+    that KMS key or version. If all keys open, the exit code is 0. If not, it is 4,
+    and you must keep the KMS key. The command deletes nothing.
     """
     with options.open_seal() as seal:
         left = refuse_needed_kek(seal, uri, kek_version)

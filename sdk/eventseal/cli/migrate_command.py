@@ -135,7 +135,7 @@ def finish(options: Options, *, table: Tables = None) -> None:
     if not options.dry_run:
         said += (
             " Readers refuse the older formats from now on.\n"
-            "Next: remove old_formats from the settings, and destroy the old keys."
+            "Next: remove old_formats from the settings, and destroy the keys of the older formats."
         )
     report(options, result, lambda: _print(result, said))
 

@@ -249,7 +249,7 @@ def confirm(options: Options, what: str, *, show: Callable[[], None] | None = No
     if options.as_json or not is_anybody_there():
         why = "The output is JSON" if is_anybody_there() else "Not a terminal"
         raise ConfigurationError(
-            f"{what} {why}, so confirmation is impossible. Nothing was changed.",
+            f"{what[:1].lower()}{what[1:]} {why}, so confirmation is impossible. Nothing was changed.",
             remedy="Pass --yes to proceed.",
         )
     if not typer.confirm(f"{printable(what)} Continue?", err=True):

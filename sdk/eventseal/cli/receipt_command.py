@@ -80,9 +80,10 @@ def check(
 def _print(file: Path, checked: CheckedReceipt) -> None:
     if not checked.is_authentic:
         fields = printable(", ".join(checked.differs))
+        differing = f"Fields that differ from the ledger: {fields}"
+        how = "Its MAC does not match." if checked.by == "mac" else differing
         typer.echo(
-            f"{printable(str(file))} is not authentic. Fields that differ from the "
-            f"{'MAC' if checked.by == 'mac' else 'ledger'}: {fields}\n"
+            f"{printable(str(file))} is not authentic. {how}\n"
             "It was changed, or belongs to another application or ledger."
         )
         return

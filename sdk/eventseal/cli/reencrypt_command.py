@@ -48,7 +48,10 @@ def reencrypt(
     table: Tables = None,
     to_collection: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Move the table to the collection of its record class."),
+        typer.Option(
+            metavar="NAME",
+            help="Bind the items of --table to NAME, the new collection of their record class.",
+        ),
     ] = None,
     batch: Batch = 1000,
     items_per_second: Rate = None,

@@ -117,8 +117,8 @@ def _print_foreseen(would: EpochResult) -> None:
     counts = would.by_table[WRAPPING_TABLE]
     print_wrappings(would)
     typer.echo(
-        f"Wrappings that would be replaced: {counts['under_branch_keys']:,} under branch keys, by this "
-        f"process. {counts['under_keks']:,} under KMS keys, by the KMS."
+        f"Wrappings that would be replaced: {counts['under_branch_keys']:,} under branch keys (by this "
+        f"process), and {counts['under_keks']:,} under KMS keys (by the KMS)."
     )
     for application, count in sorted(would.others.items()):
         wrappings = counted(count, "wrapping")

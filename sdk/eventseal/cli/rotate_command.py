@@ -89,7 +89,7 @@ def rotate(
     Create a new active key for every scope, or for named scopes.
 
     Old keys still decrypt their items, and no item is touched. With --reencrypt,
-    all items of these scopes are then encrypted under the new keys, also items that
+    all items of these scopes are then encrypted under the new keys, including items that
     earlier runs left under older keys. With --retire, all old keys of the scopes are
     then destroyed, which you cannot undo. Without --retire, the output says when to
     run `eventseal retire`.
@@ -269,7 +269,10 @@ class _Run:
         else:
             typer.echo(f"{counted(scopes, 'key')} would be marked compromised")
         for result in self.steps.values():
-            typer.echo("In addition to the items under the keys that are active now:")
+            typer.echo(
+                "Items under keys that are active now would be re-encrypted too. "
+                "The counts below leave them out."
+            )
             print_reencrypted(result, dry_run=True)
 
     def _count_scopes(self) -> int:

@@ -149,7 +149,7 @@ def _refuse_unknown_scope(seal: EventSeal, scope: str) -> None:
 
 def _sentence(scope: str, would: ShredResult) -> str:
     if not would.done:
-        return f"Scope {printable(scope)}: every key of it was destroyed before. This run destroys none."
+        return f"Scope {printable(scope)}: its keys were all destroyed before. This run destroys none."
     items = sum(counts["erased"] for counts in would.by_table.values())
     keys = counted(would.done, "key is", "keys are")
     return (

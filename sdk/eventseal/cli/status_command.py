@@ -134,7 +134,7 @@ def _print(found: Status) -> None:
         for table, by_state in found.items.items()
         for state, count in by_state.items()
     ]
-    _print_table(("TABLE", "KEYS ARE", "ITEMS"), counts)
+    _print_table(("TABLE", "STATE", "ITEMS"), counts)
     keks = [(use.kek_uri, use.kek_version or "", use.wrappings, use.verified) for use in found.keks]
     _print_table(("KMS KEY", "VERSION", "WRAPPINGS", "VERIFIED"), keks)
     jobs = [

@@ -74,7 +74,7 @@ def verify(
     """
     Open every item of every registered table, and count results.
 
-    It checks every data key, and every encrypted field inside of items. An item
+    It checks every data key, and every encrypted field inside items. An item
     that is not encrypted fails, unless always_encrypt is false or its migration has
     begun.
 

@@ -181,7 +181,7 @@ def _at_rest(settings: SQLAlchemySettings) -> SQLAlchemySettings:
         return settings
     if not file.is_file():
         raise ConfigurationError(
-            f"there is no backup {file}", remedy="Nothing was changed. Correct the URL of the backup."
+            f"there is no backup {file}. Nothing was changed", remedy="Correct the URL of the backup."
         )
     log = file.with_name(f"{file.name}-wal")
     if log.exists() and log.stat().st_size:

@@ -373,7 +373,7 @@ def adapter_class(uri: str) -> Any:
     if scheme not in known:
         raise ConfigurationError(
             f"no KMS adapter is installed for {scheme!r}",
-            remedy=f"The installed schemes are: {_listed(known)}.",
+            remedy=f"Correct the URI, or install the adapter. These are installed: {_listed(known)}.",
         )
     return known[scheme].load()
 

@@ -363,8 +363,8 @@ def _refuse_other_scopes(sources: Sequence[OldSources]) -> None:
     for source in sources:
         if source.pending and source.has_scopes:
             raise ConfigurationError(
-                f"in {source.table.table} the application seals under other scopes than {DEFAULT_SCOPE}, so "
-                "you must choose the scope of the older items. Nothing was written",
+                f"in {source.table.table} the application encrypts under scopes other than {DEFAULT_SCOPE}, "
+                "so you must choose the scope of the older items. Nothing was written",
                 remedy="If its mapper or its classes have a key_scope, pass the same rule: "
                 "--key-scope-function MODULE:FUNCTION. If all items belong to one scope: --key-scope SCOPE.",
             )
@@ -384,8 +384,8 @@ def _refuse_left(store: SealedStore, tables: Sequence[SealedTable]) -> None:
     if left:
         counts = ", ".join([f"{counted(count, 'item')} in {table}" for table, count in left.items()])
         raise JobError(
-            f"some items are not envelopes under a key of {store.cipher.application}: {counts}. Nothing "
-            "was changed",
+            f"some items are not envelopes under a key of application {store.cipher.application}: {counts}. "
+            "Nothing was changed",
             remedy="Run `eventseal migrate`, which lists the items that it cannot migrate.",
         )
     for source in sources:

@@ -118,7 +118,8 @@ def configured_formats(store: SealedStore) -> AcceptedFormats:
         return accepted
     raise ConfigurationError(
         "no older format is configured, so nothing can be migrated",
-        remedy="In the setting old_formats, name the formats of the items, with their keys.",
+        remedy="List the formats of the older items in the settings, as in this example: "
+        'old_formats = ["eventsourcing-cbc key=file:/etc/shop/old.key", "plain-json"]',
     )
 
 

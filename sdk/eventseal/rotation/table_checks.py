@@ -371,7 +371,7 @@ def refuse_damaged_rows(
         raise IntegrityError(
             "no key was destroyed, because nobody knows which key a damaged or unencrypted row needs: "
             f"{'. '.join(damaged)}",
-            remedy=f"{REPAIR_ROW} Delete rows that are no items. If they are in an older format, name it in "
+            remedy=f"{REPAIR_ROW} Delete rows that are not items. If they are in an older format, name it in "
             "the setting old_formats. Then run this again.",
         )
     if given_up and not give_up:

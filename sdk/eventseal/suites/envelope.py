@@ -157,7 +157,7 @@ def _problem(sealed: bytes) -> UnknownFormatError:
     size = len(sealed)
     if size < HEADER_SIZE:
         return UnknownFormatError(
-            f"{counted(size, 'byte')} cannot be an envelope: its header alone has {HEADER_SIZE} bytes",
+            f"{counted(size, 'byte')} cannot be an envelope: the header alone has {HEADER_SIZE} bytes",
             offset=size,
         )
     version, suite, compression = sealed[0], sealed[1], sealed[2]

@@ -74,7 +74,7 @@ def check_kek(adapter: KmsAdapter, application: str, *, is_first: bool) -> Itera
     checks = adapter.check(application)
     granted = [check.action for check in checks if check.granted]
     if granted:
-        yield KMS.ok(f"{adapter.uri} grants: {', '.join(granted)}")
+        yield KMS.ok(f"permissions on {adapter.uri}: {', '.join(granted)}")
     for check in checks:
         if not check.granted:
             but = "" if check.required else ", which only rotation and further KMS keys need"

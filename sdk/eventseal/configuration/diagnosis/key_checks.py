@@ -192,7 +192,7 @@ def _check(seal: EventSeal, ledger: Ledger) -> Iterator[Finding]:
         yield LEDGER.problem(
             ConfigurationError,
             f"{ledger.name} has no entry of application {application!r}",
-            f"Restore the ledger from its copy. If there never was one, run: {_INIT}",
+            f"Restore the ledger from its copy. If it never existed, run: {_INIT}",
             Severity.WARNING,
         )
         return

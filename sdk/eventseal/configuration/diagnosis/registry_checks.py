@@ -331,7 +331,8 @@ def _check_accepted(accepting: Sequence[SealedTable], named: Sequence[str]) -> I
     yield MIGRATION.note(
         f"a migration began and is not finished. In addition to envelopes, the readers of {tables} "
         f"accept {', '.join(formats)}",
-        "To see the items that are left, run `eventseal status`. Last, run `eventseal migrate finish`.",
+        "To see the items that are left, run `eventseal status`. "
+        "When none is left, run `eventseal migrate finish`.",
     )
 
 
@@ -341,7 +342,7 @@ def _check_named(tables: Sequence[SealedTable], named: Sequence[str]) -> Iterato
         yield MIGRATION.warning(
             f"old_formats names {formats}, but the migration has ended: an edited row of the registry could "
             "make readers accept it again",
-            "Remove old_formats from the settings, and destroy the old keys.",
+            "Remove old_formats from the settings, and destroy the keys of the older formats.",
         )
     else:
         yield MIGRATION.note(

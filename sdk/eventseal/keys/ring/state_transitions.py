@@ -174,10 +174,14 @@ def refuse_active(record: KeyRecord) -> None:
         JobError: The key is active.
     """
     if record.state is KeyState.ACTIVE:
+        rotate = f"Rotate the scope first: `eventseal rotate --scope {shlex.quote(record.scope)}`."
         raise JobError(
             f"key {record.key_id} is the active key of scope {record.scope!r}",
             key_id=record.key_id,
-            remedy=f"Rotate the scope first: `eventseal rotate --scope {shlex.quote(record.scope)}`.",
+            # `rotate` replaces only data keys, so it would find no key of another purpose.
+            remedy=rotate
+            if record.purpose is KeyPurpose.DATA
+            else "Keep this key: `eventseal rotate` replaces only data keys.",
         )
 
 

@@ -187,8 +187,8 @@ def unfinished_job(job_status: JobStatus, now: datetime) -> Advice | None:
     )
     if job.state == SETTLING:
         reason = (
-            f"a {what} is done with {counted(job_status.done, 'item')}, but processes that had not noticed "
-            "the new keys may have added items under old ones. The command checks for such items a last time"
+            f"a {what} of {counted(job_status.done, 'item')} is done, except for a last check: processes "
+            "that had not noticed the new keys may have added items under old ones"
         )
     elif "function" in job.options.get("key_scope", {}):
         reason += _REMINDER
