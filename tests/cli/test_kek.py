@@ -25,7 +25,7 @@ def test_whether_a_kek_may_go_is_said_by_the_exit_code(run, run_json, store, mon
     )
     run("rewrap", "--to", "local://other.key")
     assert (
-        "You can delete local://dev.key. No key is wrapped under it."
+        "You can delete local://dev.key. If kms_key lists it, remove it there first.\nNo key is wrapped under it."
         in run("kek", "check", "local://dev.key").stdout
     )
     monkeypatch.setenv("EVENTSEAL_KMS_KEY", "local://other.key")

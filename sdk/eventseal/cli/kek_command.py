@@ -44,9 +44,12 @@ def check(
         # "retire": this check was once an option of that command, and scripts know its output.
         print_json({"verb": "retire", "kek": uri, "kek_version": kek_version, "needed": 0, "wrappings": left})
         return
-    what = printable(uri if kek_version is None else f"version {kek_version} of {uri}")
+    if kek_version is None:
+        typer.echo(f"You can delete {printable(uri)}. If kms_key lists it, remove it there first.")
+    else:
+        typer.echo(f"You can delete version {kek_version} of {printable(uri)}.")
     if not left:
-        typer.echo(f"You can delete {what}. No key is wrapped under it.")
+        typer.echo("No key is wrapped under it.")
         return
-    typer.echo(f"You can delete {what}. No key needs it: every key was just unwrapped without it.")
+    typer.echo("No key needs it: every key was just unwrapped without it.")
     typer.echo(f"Wrappings under it that remain in the key tables: {left:,}")

@@ -41,9 +41,9 @@ def rewrap(
     Keys move to the newest version of every configured KMS key, and get their
     missing wrappings. Data keys under branch keys move to the branch's active key.
 
-    An old wrapping is deleted only after a process has unwrapped the new one. After
-    that, run the command again, with the permission to unwrap. If a run is
-    interrupted, run it again.
+    An old wrapping is deleted only after a process has unwrapped the new one. Let
+    your applications run, or run `eventseal verify`. Then run this command again,
+    with the permission of the KMS to unwrap. If a run is interrupted, run it again.
     """
     target = None if to is None else adapter_from_uri(to)
     with options.open_seal() as seal, shown_progress("rewrap", "keys") as progress:
