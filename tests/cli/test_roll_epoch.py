@@ -103,7 +103,7 @@ def test_a_key_that_cannot_be_moved_is_told(two_keks, run, query) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "has no versions, so another KMS key must replace it"),
+        ((), "cannot end its older versions alone, so another KMS key must replace it"),
         (("--to", "local://dev.key", "--pending-window-days", "6"), "greater than or equal to 7"),
     ],
     ids=["no-versions", "too-few-days"],

@@ -368,7 +368,7 @@ def test_a_backup_counts_only_if_it_is_older_than_the_new_key(shops, sqlite_url,
 def test_on_aws_a_new_key_must_be_named(shops, sqlite_url, aws) -> None:
     shop = shops(sqlite_url, AwsKmsAdapter(aws.create_key(), client=aws.client()))
     shop.append("application")
-    with pytest.raises(ConfigurationError, match="no older versions") as refused:
+    with pytest.raises(ConfigurationError, match="cannot end its older versions alone") as refused:
         roll_epoch(shop.seal)
     assert "--to" in refused.value.remedy
 

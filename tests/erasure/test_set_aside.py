@@ -326,7 +326,7 @@ def test_a_kek_that_is_not_configured_is_a_refusal(sqlite_url, tmp_path) -> None
     with EventSeal(settings, kms=second) as seal:
         with pytest.raises(JobError, match="its key cannot be used") as refused:
             damaged_row(seal, ITEMS, str(UUID(int=7)), "0")
-        assert "Add the KMS key" in refused.value.remedy
+        assert "add the KMS key to kms_key" in refused.value.remedy
 
 
 def test_a_shredded_item_is_erased_and_needs_nothing(damaged) -> None:

@@ -52,7 +52,7 @@ def test_a_scheme_without_an_adapter_names_the_installed_ones(installed):
 
 @pytest.mark.parametrize("text", ["", "dev.key", "local:dev.key"])
 def test_what_is_no_uri_is_refused_with_the_form(installed, text):
-    with pytest.raises(ConfigurationError, match="not a key URI"):
+    with pytest.raises(ConfigurationError, match="not written as a key URI"):
         adapter_from_uri(text)
 
 

@@ -187,7 +187,7 @@ def test_no_other_version_is_suggested(under, kek, typed) -> None:
         connection.execute(text("UPDATE key_wrappings SET kek_version = 'v12'"))
     with pytest.raises(ConfigurationError, match="no key is wrapped under version") as refused:
         refuse_needed_kek(shop.seal, "fake://kek", typed)
-    assert refused.value.remedy == "Name one of: v12."
+    assert refused.value.remedy == "Name one of these versions: v12."
 
 
 @pytest.mark.slow

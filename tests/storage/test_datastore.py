@@ -108,7 +108,7 @@ class TestSettings:
 
     @pytest.mark.parametrize("uri", ["", "nonsense", f"postgresql://eve:{PASSWORD}@host:port/x", 7])
     def test_what_is_no_uri_is_refused_without_being_quoted(self, uri):
-        with pytest.raises(ConfigurationError, match="URI") as refused:
+        with pytest.raises(ConfigurationError, match="URL cannot be read") as refused:
             SQLAlchemySettings(uri)
         assert PASSWORD not in "".join(traceback.format_exception(refused.value))
 

@@ -58,7 +58,8 @@ class EpochKeks:
         for adapter in () if self.leaving else keks:
             if not isinstance(adapter, SupportsVersions):
                 raise ConfigurationError(
-                    f"{adapter.uri} has no versions, so another KMS key must replace it", remedy=_NO_VERSIONS
+                    f"{adapter.uri} cannot end its older versions alone, so another KMS key must replace it",
+                    remedy=_NO_VERSIONS,
                 )
 
     def deletion_dates(self) -> dict[str, datetime]:
