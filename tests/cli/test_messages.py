@@ -87,6 +87,7 @@ def test_only_similar_names_are_suggested(run, store, monkeypatch):
     assert "the page Configuration" in variable
 
 
+@pytest.mark.slow
 def test_one_thing_is_counted_in_the_singular(run, store, monkeypatch):
     store()
     monkeypatch.setenv("EVENTSEAL_CACHE_REFRESH_INTERVAL", "1ms")

@@ -139,6 +139,7 @@ def faults() -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_every_named_command_exists():
     assert not faults()
 
@@ -204,5 +205,6 @@ def unquoted(path: Path) -> Iterator[str]:
                 said += "X"
 
 
+@pytest.mark.slow
 def test_values_in_commands_are_quoted_for_the_shell():
     assert [one for path in MODULES for one in unquoted(path)] == []
