@@ -169,6 +169,32 @@ class TestSetup:
             list(pool.map(lambda datastore: datastore.setup_tables(), datastores))
         assert table_names(datastores[0]) >= OWN
 
+    @pytest.mark.parametrize(("refusals", "patience"), [(1, 5.0), (3, 5.0), (10**9, 0.05)])
+    def test_a_switch_to_the_write_ahead_log_waits_for_others(
+        self, sqlite_url, open_datastore, refusals, patience
+    ):
+        class Beside(sqlite3.Connection):
+            """Of two connections that switch together, SQLite refuses one, and does not let it wait."""
+
+            left = refusals
+
+            def execute(self, statement, *args):
+                if statement == "PRAGMA journal_mode = WAL" and Beside.left:
+                    Beside.left -= 1
+                    error = sqlite3.OperationalError("database is locked")
+                    error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+                    raise error
+                return super().execute(statement, *args)
+
+        options = {"connect_args": {"factory": Beside, "timeout": patience}}
+        if refusals > 3:
+            with pytest.raises(StoreUnavailableError, match="locked"):
+                open_datastore(sqlite_url, **options)
+            return
+        datastore = open_datastore(sqlite_url, **options)
+        with datastore.engine.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+
     def test_dropping_leaves_nothing_and_can_be_repeated(self, store_url, open_datastore):
         datastore = open_datastore(store_url)
         datastore.drop_tables()

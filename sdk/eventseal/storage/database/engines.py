@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 IN_MEMORY = "sqlite:///:memory:"
 SQLITE_BUSY_TIMEOUT = 5.0
 """Seconds that a statement waits for another connection's write lock."""
+_PAUSE = 0.005
 
 SUPPORTED_DIALECTS = ("sqlite", "postgresql")
 _PORTS = {"postgresql": 5432}
@@ -168,11 +170,21 @@ def _use_write_ahead_log(connection: sqlite3.Connection, _record: object) -> Non
     """Let readers and one writer work at the same time. A read-only file stays as it is."""
     if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
         return
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
-            raise
+    (patience,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    ends_at = time.monotonic() + patience / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            code = error.sqlite_errorcode & 0xFF
+            if code == sqlite3.SQLITE_READONLY:
+                return
+            # If two connections to a new file switch together, SQLite refuses one of them without any wait.
+            if code != sqlite3.SQLITE_BUSY or time.monotonic() >= ends_at:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            return
 
 
 def _write_nothing(connection: sqlite3.Connection, _record: object) -> None:
