@@ -8,90 +8,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from eventseal import (
-    AESCipher,
-    InMemoryKeyStore,
-    Keyring,
-    SQLAlchemyActiveRecordStrategy,
-    SQLAlchemyDatastore,
-    SQLAlchemySettings,
-)
-from eventseal.eventstore import (
-    ApplicationWithPersistencePolicies,
-    EventSourcedRepository,
-    TimestampedVersionedEntity,
-    attribute,
-)
-from eventseal.items import register_topic
+from eventseal import AESCipher, InMemoryKeyStore, Keyring, SQLAlchemyDatastore, SQLAlchemySettings
+from eventseal.example import construct_example_application
 from eventseal.storage import IntegerSequencedItemRecord
 from eventseal_kms.local import LocalKmsAdapter
 
-if TYPE_CHECKING:
-    from eventseal.eventstore import ActiveRecordStrategy
-
 HIDDEN = "secret info"
-
-
-class Example(TimestampedVersionedEntity):
-    """An entity whose attribute publishes an event when it is set."""
-
-    class Event(TimestampedVersionedEntity.Event):
-        """The base of an example's events."""
-
-    class Created(Event, TimestampedVersionedEntity.Created):
-        """An example was created."""
-
-    class AttributeChanged(Event, TimestampedVersionedEntity.AttributeChanged):
-        """An attribute of an example has a new value."""
-
-    class Discarded(Event, TimestampedVersionedEntity.Discarded):
-        """An example was discarded."""
-
-    def __init__(self, foo: str = "", **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._foo = foo
-
-    @attribute
-    def foo(self) -> str:
-        """The value of the example."""
-        raise NotImplementedError
-
-
-for _class in (Example, Example.Created, Example.AttributeChanged, Example.Discarded):
-    # The stored names must not depend on how this file is loaded: as a script or as a module.
-    register_topic(f"encrypted_application:{_class.__qualname__}", _class)
-
-
-class ExampleApplication(ApplicationWithPersistencePolicies):
-    """
-    Creates examples, and finds them again.
-
-    Args:
-        entity_active_record_strategy: Reads and writes the items of the examples' events.
-        always_encrypt: Whether every item is encrypted, and every other item is refused.
-        cipher: Encrypts and decrypts the items.
-    """
-
-    def __init__(
-        self,
-        *,
-        entity_active_record_strategy: ActiveRecordStrategy,
-        always_encrypt: bool = False,
-        cipher: AESCipher | None = None,
-    ) -> None:
-        super().__init__(
-            entity_active_record_strategy=entity_active_record_strategy,
-            always_encrypt=always_encrypt,
-            cipher=cipher,
-        )
-        self.example_repository = EventSourcedRepository(self.entity_event_store)
-
-    def create_new_example(self, foo: str = "") -> Example:
-        """Create an example, and store its event."""
-        with self.publishing():
-            return Example.create(foo=foo)
 
 
 def show(title: str, cipher: AESCipher, folder: Path) -> None:
@@ -107,13 +30,8 @@ def show(title: str, cipher: AESCipher, folder: Path) -> None:
     )
     datastore.setup_connection()
     datastore.setup_tables()
-    strategy = SQLAlchemyActiveRecordStrategy(
-        active_record_class=IntegerSequencedItemRecord, session=datastore.session
-    )
 
-    with ExampleApplication(
-        entity_active_record_strategy=strategy, always_encrypt=True, cipher=cipher
-    ) as app:
+    with construct_example_application(datastore.session, always_encrypt=True, cipher=cipher) as app:
         example = app.create_new_example(foo=HIDDEN)
         example.foo = f"more {HIDDEN}"
         for item in app.entity_event_store.active_record_strategy.get_items(example.id):
@@ -128,7 +46,7 @@ def show(title: str, cipher: AESCipher, folder: Path) -> None:
     )
     print(f"  The database does not contain {HIDDEN!r}, and the application reads {example.foo!r}")
 
-    with ExampleApplication(entity_active_record_strategy=strategy) as app:
+    with construct_example_application(datastore.session) as app:
         plain = app.create_new_example(foo="no secret")
         item = app.entity_event_store.active_record_strategy.get_item(plain.id, eq=0)
         print(f"  {item.position}  {item.topic}  key {item.key_id}  {item.data.decode()}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+import traceback
 from uuid import uuid4
 
 import pytest
 
+from eventseal.cipher import AESCipher
 from eventseal.errors import ConfigurationError, KeyNotFoundError
 from eventseal.keys.source import KeySource, StaticKey
 from eventseal.suites import A128CBC_HS256, A256CBC_HS512
@@ -63,3 +65,47 @@ def test_its_bytes_do_not_show_and_do_not_travel():
     for way in (pickle.dumps, copy.deepcopy):
         with pytest.raises(TypeError, match="pickled"):
             way(static)
+
+
+OLD_KEY = "0123456789abcdef"
+
+
+def all_that_an_error_shows(error):
+    """Its text, its attributes, and the locals of each frame below the caller's."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][1:]
+    assert frames
+    assert (error.__cause__, error.__context__) == (None, None)
+    return f"{error!r} {vars(error)} {[frame.f_locals for frame in frames]}"
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ((OLD_KEY,), {}),
+        ((bytearray(OLD_KEY, "ascii"),), {}),
+        ((OLD_KEY[:15].encode(),), {}),
+        ((), {"aes_key": OLD_KEY}),
+        ((), {"cipher_key": OLD_KEY.encode()}),
+    ],
+    ids=["text", "bytearray", "size", "aes_key", "cipher_key"],
+)
+def test_a_key_as_the_old_library_took_it_is_refused_and_shown_nowhere(given, named):
+    with pytest.raises(ConfigurationError) as caught:
+        AESCipher(*given, **named)
+    remedy = caught.value.remedy
+    assert "bytes" in remedy
+    assert "secrets.token_bytes(32)" in remedy
+    assert "`eventseal init`" in remedy
+    assert OLD_KEY[:15] not in all_that_an_error_shows(caught.value)
+
+
+@pytest.mark.parametrize("named", [{"application": ""}, {"max_plaintext": 0}], ids=str)
+def test_another_wrong_argument_does_not_show_the_key(named):
+    with pytest.raises(ConfigurationError) as caught:
+        AESCipher(OLD_KEY.encode(), **named)
+    assert OLD_KEY not in all_that_an_error_shows(caught.value)
+
+
+def test_other_arguments_that_do_not_exist_are_still_pythons_type_error():
+    with pytest.raises(TypeError, match="compresion"):
+        AESCipher(KEY, compresion=None)

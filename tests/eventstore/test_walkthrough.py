@@ -34,47 +34,19 @@ from eventseal.eventstore import (
     EventWithTimestamp,
     PersistencePolicy,
     SnapshottingPolicy,
-    TimestampedVersionedEntity,
     attribute,
     publish,
     retry,
     subscribe,
     unsubscribe,
 )
+from eventseal.example import Example
 from eventseal.storage import (
     BinaryUUID,
     IntegerSequencedItemRecord,
     SnapshotRecord,
     TimestampSequencedItemRecord,
 )
-
-
-class Example(TimestampedVersionedEntity):
-    class Event(TimestampedVersionedEntity.Event):
-        """Of an example."""
-
-    class Created(Event, TimestampedVersionedEntity.Created):
-        """An example came to be."""
-
-    class AttributeChanged(Event, TimestampedVersionedEntity.AttributeChanged):
-        """An attribute of an example has a new value."""
-
-    class Discarded(Event, TimestampedVersionedEntity.Discarded):
-        """An example is no more."""
-
-    def __init__(self, foo="", a="", b="", **kwargs):
-        super().__init__(**kwargs)
-        self._foo = foo
-        self._a = a
-        self._b = b
-
-    @attribute
-    def foo(self):
-        """What it holds."""
-
-    @attribute
-    def a(self):
-        """Something else."""
 
 
 def create_new_example(foo="", a="", b=""):

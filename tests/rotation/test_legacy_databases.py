@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from eventsourcing.utils import clear_topic_cache
 from sqlalchemy import create_engine, make_url, text
-from tests.fixtures import legacy, old_example
+from tests.fixtures import legacy
 
 from eventseal.cipher import ItemContext
 from eventseal.configuration import EventSeal
@@ -25,6 +25,7 @@ from eventseal.errors import (
     IntegrityError,
     JobError,
 )
+from eventseal.example import construct_example_application
 from eventseal.integrations.eventsourcing.sealing import process_seal
 from eventseal.items.formats import EventsourcingCBC, EventsourcingGCM
 from eventseal.rotation import begin_migration, copy_items, finish_migration, migrate, verify
@@ -99,10 +100,11 @@ def oldest(tmp_path, monkeypatch, opened):
 
 
 def check_examples(seal: EventSeal) -> None:
-    found = old_example.repository(seal)
-    for entity in legacy.expected(legacy.OLDEST)["entities"]:
-        example = found[UUID(entity["id"])]
-        assert (example.foo, example._a, example._b) == (entity["foo"], entity["a"], entity["b"])
+    session, cipher = seal.datastore.session, seal.cipher
+    with construct_example_application(session, always_encrypt=True, cipher=cipher) as app:
+        for entity in legacy.expected(legacy.OLDEST)["entities"]:
+            example = app.example_repository[UUID(entity["id"])]
+            assert (example.foo, example.a, example.b) == (entity["foo"], entity["a"], entity["b"])
 
 
 @pytest.mark.parametrize("when", ["before a batch", "behind a batch"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from eventseal.cipher.compression import Zstd, decompress
 from eventseal.cipher.context import ItemBinder, ItemContext
@@ -16,7 +16,7 @@ from eventseal.errors import (
     SerializationError,
 )
 from eventseal.keys.records import DEFAULT_SCOPE
-from eventseal.keys.source import KeySource, StaticKey
+from eventseal.keys.source import WHERE_KEYS_COME_FROM, KeySource, StaticKey
 from eventseal.suites.cbc_hmac import A256CBC_HS512, SUITES, open_many, reopens, seal_many
 from eventseal.suites.envelope import (
     BLOCK_SIZE,
@@ -84,6 +84,16 @@ class AESCipher(EnvelopeSealer[ItemContext]):
         ConfigurationError: The key has another size or type, or an argument does not fit this kind of key.
     """
 
+    def __new__(cls, *_: object, **named: object) -> Self:
+        """Refuse the names that the old library had for the key."""
+        if old_names := sorted(named.keys() & {"aes_key", "cipher_key"}):
+            named.clear()  # no traceback of the error below shows the key
+            raise ConfigurationError(
+                f"AESCipher has no argument {old_names[0]}. The key is its first argument.",
+                remedy=WHERE_KEYS_COME_FROM,
+            )
+        return super().__new__(cls)
+
     def __init__(
         self,
         key: bytes | KeySource,
@@ -93,9 +103,14 @@ class AESCipher(EnvelopeSealer[ItemContext]):
         application: str | None = None,
         max_plaintext: int = MAX_PLAINTEXT,
     ) -> None:
+        try:
+            source = _key_source(key, suite, application)
+        except ConfigurationError as error:
+            raise error.with_traceback(None) from None  # without the frames that hold the key
+        finally:
+            del key  # no traceback of an error shows it
         if max_plaintext < 1:
             raise ConfigurationError(f"max_plaintext is {max_plaintext}, but it must be at least 1 byte")
-        source = _key_source(key, suite, application)
         sealing_suite = source.suite if isinstance(source, StaticKey) else A256CBC_HS512
         compression = compression or Zstd()
         self._binder = binder = ItemBinder(source.application)

@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from eventseal.cipher.aes import AESCipher
 from eventseal.cipher.context import ItemContext
 from eventseal.cipher.envelopes import FieldContext
 from eventseal.errors import (
@@ -43,7 +44,6 @@ from eventseal.items.sealed_fields import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from eventseal.cipher.aes import AESCipher
     from eventseal.cipher.envelopes import Opened
     from eventseal.items.item import PlaceNames, StoredItem
     from eventseal.items.json import JSONTranscoder
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from eventseal.items.sealed_fields import StoredField
 
 
+CIPHER_NEEDED = "Pass cipher=AESCipher(keyring), or cipher=EventSeal.from_settings().cipher."
+"""The remedy for a missing or a wrong cipher."""
 _SIMPLE = {str, int, float, bool, type(None), bytes, Masked}
 _PLACEHOLDER = re.compile(r"\0(\d+)\0")
 
@@ -274,11 +276,18 @@ class PersonalFields:
         json: Reads and writes the JSON of fields, as of items.
         places: Puts an item's place into the attributes, to find subjects.
         collection: The collection of the items.
+
+    Raises:
+        ConfigurationError: The cipher is no ``AESCipher``.
     """
 
     def __init__(
         self, cipher: AESCipher | None, json: JSONTranscoder, places: PlaceNames, collection: str
     ) -> None:
+        if not isinstance(cipher, AESCipher | None):
+            raise ConfigurationError(
+                f"the cipher is a {type(cipher).__name__}, not an AESCipher", remedy=CIPHER_NEEDED
+            )
         self._cipher = cipher
         self._json = json
         self._places = places
@@ -303,7 +312,7 @@ class PersonalFields:
             topic = next(item.topic for item, draft in drafts if draft is not None and draft.fields)
             raise EncryptionRequiredError(
                 f"{topic} has personal-data fields, but the mapper has no cipher",
-                remedy="Pass a cipher to the mapper. Its items may stay plaintext: always_encrypt=False.",
+                remedy=f"{CIPHER_NEEDED} Its items may stay plaintext: always_encrypt=False.",
             )
         envelopes = iter(self._cipher.seal_fields(wanted, compress=compress) if self._cipher else ())
         return [

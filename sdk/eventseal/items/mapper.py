@@ -21,7 +21,7 @@ from eventseal.errors import (
 )
 from eventseal.items.acceptance import AcceptedFormats, OldItem
 from eventseal.items.event_modules import EventModules
-from eventseal.items.fields import PersonalFields
+from eventseal.items.fields import CIPHER_NEEDED, PersonalFields
 from eventseal.items.item import (
     EVENTS,
     TIMED_EVENTS,
@@ -126,7 +126,7 @@ class SequencedItemMapper:
         self._accepted = AcceptedFormats.of(accept)
         for name, given in (("always_encrypt", always_encrypt), ("accept", self._accepted)):
             if given and cipher is None:
-                raise ConfigurationError(f"{name} needs a cipher", remedy="Pass a cipher to the mapper.")
+                raise ConfigurationError(f"{name} needs a cipher", remedy=CIPHER_NEEDED)
         if collection == "":
             raise ConfigurationError("the collection has an empty name")
         self.sequenced_item_class = sequenced_item_class
@@ -298,7 +298,7 @@ class SequencedItemMapper:
         if self.cipher is None:
             raise EncryptionRequiredError(
                 f"{drafts[0].topic} requires encryption, but the mapper has no cipher",
-                remedy="Pass a cipher to the mapper.",
+                remedy=CIPHER_NEEDED,
             )
         try:
             return self.cipher.encrypt_many(

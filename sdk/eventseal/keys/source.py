@@ -112,9 +112,11 @@ class KeySource(Protocol):
         ...
 
 
-_USE_RANDOM_BYTES = (
-    "Create 32 random bytes once with secrets.token_bytes(32), store them safely, and pass them."
+WHERE_KEYS_COME_FROM = (
+    "Pass bytes: create a key once with secrets.token_bytes(32), store it safely, and call AESCipher(key). "
+    "Or let a KMS protect the keys: run `eventseal init`, then use EventSeal.from_settings().cipher."
 )
+"""The remedy for a key that is no key."""
 _SUITES_BY_KEY_SIZE = {16: A128CBC_HS256, 24: A192CBC_HS384, 32: A256CBC_HS512}
 
 
@@ -136,13 +138,13 @@ class StaticKey:
         if not isinstance(key, bytes):
             raise ConfigurationError(
                 f"a key must be bytes or a keyring, not {type(key).__name__}",
-                remedy=_USE_RANDOM_BYTES,
+                remedy=WHERE_KEYS_COME_FROM,
             )
         by_size = _SUITES_BY_KEY_SIZE.get(len(key))
         if by_size is None:
             raise ConfigurationError(
                 f"a static key must have 16, 24 or 32 bytes, not {len(key)}",
-                remedy=_USE_RANDOM_BYTES,
+                remedy=WHERE_KEYS_COME_FROM,
             )
         self.suite = suite or by_size
         self._key = DataKey(

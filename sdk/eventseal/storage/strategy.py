@@ -50,7 +50,7 @@ class SQLAlchemyActiveRecordStrategy:
         if not isinstance(session, scoped_session | Session):
             raise ConfigurationError(
                 f"the session is a {type(session).__name__}, not a SQLAlchemy session",
-                remedy="Pass datastore.session to the strategy.",
+                remedy="Pass datastore.session.",
             )
         self.active_record_class = active_record_class
         self.sequenced_item_class = sequenced_item_class
