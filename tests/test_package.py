@@ -1,8 +1,11 @@
 """What `import eventseal` loads, and what it names."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -70,3 +73,13 @@ def test_the_files_hold_no_machine_path_and_no_secret_key():
         text = path.read_text(errors="replace")
         for word in (here, home + "/"):
             assert word not in text or len(word) < 4, f"{name} holds {word}"
+
+
+def test_the_extra_for_postgresql_is_enough_for_the_eventsourcing_library():
+    """Its persistence module for PostgreSQL imports more than psycopg alone."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (ours,) = project["optional-dependencies"]["postgres"]
+    theirs = [line for line in requires("eventsourcing") or [] if 'extra == "postgres"' in line]
+    asked = {extra for line in theirs for extra in re.findall(r"psycopg\[([^]]*)\]", line)[0].split(",")}
+    assert asked
+    assert asked <= set(re.findall(r"\[([^]]*)\]", ours)[0].split(","))

@@ -15,11 +15,11 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.fixtures.sealed_shops import TENANTS, SealedShop, stream_of, text_of
+from tests.fixtures.sealed_shops import TENANTS, SealedShop, datastore_at, stream_of, text_of
 
 from eventseal.errors import KmsUnavailableError, StoreUnavailableError
 from eventseal.keys import CachePolicy
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 WRITER, READER, ROTATOR = "writer", "reader", "rotator"
+POOLER = "WORKERS_POOLER"
+"""The variable that tells them the datastore's ``pooler``."""
 ROOT = Path(__file__).parents[2]
 LARGEST_BATCH = 4
 REFRESH = 0.5
@@ -250,7 +252,9 @@ def main(url: str, keks: str, role: str, number: str, writers: str, tolerant: st
 
     adapters = [adapter_from_uri(kek) for kek in keks.split(",")]
     stale = role == WRITER and int(number) % 2 == 1
-    with SealedShop(url, adapters, cache=CachePolicy(refresh_interval=NEVER if stale else REFRESH)) as shop:
+    cache = CachePolicy(refresh_interval=NEVER if stale else REFRESH)
+    datastore = datastore_at(url, pooler=os.environ.get(POOLER))
+    with closing(datastore), SealedShop(datastore, adapters, cache=cache) as shop:
         worker = Worker(shop, int(number), int(writers), tolerant=tolerant == "1", stale=stale)
         threading.Thread(target=obey, daemon=True).start()
         print("ready", flush=True)

@@ -6,9 +6,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
-
 from eventseal.cipher import AESCipher
 from eventseal.cipher.compression import EventZstd, NoCompression, Zlib
 from eventseal.configuration.loading import load_settings, with_urls_hidden
@@ -74,7 +71,7 @@ class Stores:
         self.datastore = SQLAlchemyDatastore(
             _items_database(settings),
             tables=tuple(dict.fromkeys((*OWN_RECORDS, *record_classes(settings.tables)))),
-            key_settings=None if elsewhere is None else _made("key_store_url", SQLAlchemySettings, elsewhere),
+            key_settings=None if elsewhere is None else _database(settings, "key_store_url", elsewhere),
             eventsourcing_tables=settings.eventsourcing_tables,
             originator_id_type=settings.originator_id_type,
         )
@@ -137,13 +134,17 @@ def old_database(settings: Settings) -> SQLAlchemySettings:
     """
     if settings.old_store_url is None:
         return _items_database(settings)
-    return _made("old_store_url", SQLAlchemySettings, settings.old_store_url)
+    return _database(settings, "old_store_url", settings.old_store_url)
 
 
 def _items_database(settings: Settings) -> SQLAlchemySettings:
     if settings.store_url is None:
         raise ConfigurationError("no database is configured: store_url is missing", remedy=_NO_STORE)
-    return _made("store_url", SQLAlchemySettings, settings.store_url)
+    return _database(settings, "store_url", settings.store_url)
+
+
+def _database(settings: Settings, setting: str, url: SecretStr) -> SQLAlchemySettings:
+    return _made(setting, partial(SQLAlchemySettings, pooler=settings.pooler), url)
 
 
 def _made(setting: str, make: Callable[[str], T], secret: SecretStr) -> T:
@@ -227,8 +228,8 @@ def _place(url: SecretStr) -> tuple[object, ...] | None:
 
 def _parsed(url: SecretStr) -> URL | None:
     try:
-        return make_url(url.get_secret_value())
-    except ArgumentError:
+        return SQLAlchemySettings(url.get_secret_value()).url
+    except ConfigurationError:
         return None  # the code that opens the database reports it
 
 

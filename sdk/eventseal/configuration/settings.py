@@ -157,6 +157,10 @@ class Settings(BaseSettings):
     key_store_url: SecretStr | None = Field(
         default=None, description="The keys' database, if it is not the items'. Never shown."
     )
+    pooler: Literal["transaction"] | None = Field(
+        default=None,
+        description="Set it to transaction if PgBouncer or another pooler runs in that mode.",
+    )
     ledger: SecretStr | None = Field(
         default=None,
         description="The erasure ledger: the path of a file, or the URL of a separate database. Never shown.",

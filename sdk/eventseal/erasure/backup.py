@@ -68,7 +68,8 @@ class Backup:
         keys_url: str | None = None,
         renamed: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        items = SQLAlchemySettings(url)
+        pooler = store.datastore.settings.pooler
+        items = SQLAlchemySettings(url, pooler=pooler)
         if database_identity(items.url) == database_identity(store.datastore.settings.url):
             raise ConfigurationError(
                 "the backup is the store's own database", remedy="Pass the URL of the backup's database."
@@ -82,7 +83,7 @@ class Backup:
                     "registered tables, run `eventseal doctor`.",
                 )
         self.name = redacted(items.url)
-        keys = None if keys_url is None else _at_rest(SQLAlchemySettings(keys_url))
+        keys = None if keys_url is None else _at_rest(SQLAlchemySettings(keys_url, pooler=pooler))
         items = _at_rest(items)
         self._renamed = dict(renamed)
         self._tables: dict[str, SealedTable] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import ARRAY, BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspect
+from sqlalchemy import ARRAY, BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspect, text
 
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.database.transactions import reads
@@ -34,6 +34,10 @@ EVENTSOURCING_COLUMNS: Mapping[str, str] = MappingProxyType(
 )
 """By role, the columns of the eventsourcing library's tables. These tables have no ``key_id``."""
 
+_PARTITIONS = text(
+    "SELECT nspname, relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace"
+    " WHERE relispartition AND relkind <> 'i' AND relkind <> 'I'"
+)
 _HEX_DIGITS = 32
 
 _COLUMNS_AT_ONCE = 100
@@ -140,13 +144,22 @@ def _unnamed(
     inspector = inspect(connection)
     default = f"{inspector.default_schema_name}."
     known = {*OWN_TABLES, *unsealed_tables, *(table.table.removeprefix(default) for table in registered)}
+    parts = _partitions(connection)
     return sorted(
         _Unnamed(name, schema, table, tuple(column["name"] for column in columns))
         for schema in filter(_is_users, inspector.get_schema_names())
         for (_, table), columns in inspector.get_multi_columns(schema=schema).items()
-        if (name := f"{schema}.{table}".removeprefix(default)) not in known
+        if (schema, table) not in parts
+        and (name := f"{schema}.{table}".removeprefix(default)) not in known
         and looks_so({column["name"]: column["type"] for column in columns})
     )
+
+
+def _partitions(connection: Connection) -> set[tuple[str, str]]:
+    """Return the partitions of PostgreSQL's tables. Their items are those of the whole table."""
+    if connection.dialect.name != "postgresql":
+        return set()
+    return {(row[0], row[1]) for row in connection.execute(_PARTITIONS)}
 
 
 def _names(tables: Iterable[_Unnamed]) -> list[str]:

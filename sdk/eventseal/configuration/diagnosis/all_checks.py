@@ -9,6 +9,7 @@ from eventseal.configuration.assembly import Stores, configured_keks, missing_fi
 from eventseal.configuration.diagnosis.database_checks import (
     check_clock,
     check_database,
+    check_pooler,
     check_writable,
     databases,
 )
@@ -106,6 +107,9 @@ def _check_stores(stores: Stores, adapters: list[KmsAdapter]) -> Iterator[Findin
         return
     engines = databases(stores.datastore)
     found = [finding for what, engine in engines.items() for finding in check_database(what, engine)]
+    for what, engine in engines.items():
+        if engine.dialect.name == "postgresql" and not any(finding.cause for finding in found):
+            found += check_pooler(what, engine, stores.settings.pooler)
     yield from found
     if any(
         finding.cause is not None and not isinstance(finding.cause, StoreReadOnlyError) for finding in found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select, text
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from eventseal.configuration.diagnosis.findings import Finding
     from eventseal.storage import SQLAlchemyDatastore
+    from eventseal.storage.database.engines import Pooler
 
 
 OLDEST_POSTGRESQL = 120_000
@@ -31,6 +32,10 @@ OLDEST_SQLITE = (3, 35, 0)
 
 MOST_SKEW = timedelta(seconds=30)
 _SQLITE_FULL = 2
+_LOOKS = 3
+"""Fewer than psycopg runs a statement before it prepares it."""
+
+_SET_POOLER = 'pooler = "transaction" in the settings of each program that uses this database'
 
 _SERVER_FACTS = text(
     "SELECT current_setting('server_version_num')::int AS number,"
@@ -101,6 +106,54 @@ def check_writable(engine: Engine) -> Iterator[Finding]:
         connection.exec_driver_sql(f"PRAGMA user_version = {int(version)}")  # the lock alone proves nothing
         connection.rollback()
     yield from ()
+
+
+@DATABASE.check
+def check_pooler(what: str, engine: Engine, pooler: Pooler | None) -> Iterator[Finding]:
+    """
+    Find out whether a pooler is between this process and PostgreSQL.
+
+    A pooler must invent the process id that a client gets for its cancel requests, because the server's
+    process changes. Nothing is set on the server's connection, which may be another client's a moment later.
+
+    Args:
+        what: The content of the database, for messages.
+        engine: The engine of a PostgreSQL database that answers.
+        pooler: The setting.
+    """
+    with translated("looking for a pooler"), engine.connect() as one:
+        if _promised_pid(one) == _server_pid(one):
+            return
+        if pooler is not None:
+            yield DATABASE.ok(f"{what}: reached through a pooler, and pooler = {pooler}")
+            return
+        with engine.connect() as other:
+            pids = [(_server_pid(one), _server_pid(other)) for _ in range(_LOOKS)]
+    # In session mode, each client keeps a server connection of its own.
+    if len(set(pids)) > 1 or pids[0][0] == pids[0][1]:
+        yield DATABASE.problem(
+            ConfigurationError,
+            f"{what}: reached through a pooler in transaction mode, but the setting pooler does not say so. "
+            "A prepared statement may fail, or be mistaken for that of another process",
+            _SET_POOLER,
+        )
+    else:
+        yield DATABASE.note(
+            f"{what}: reached through a pooler that seems to run in session mode, which needs no setting",
+            f"If it runs in transaction mode: {_SET_POOLER}",
+        )
+
+
+def _promised_pid(connection: Connection) -> int:
+    driver: Any = connection.connection.driver_connection
+    return int(driver.info.backend_pid)
+
+
+def _server_pid(connection: Connection) -> int:
+    """Return the process id of the server in one transaction."""
+    pid = int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+    connection.rollback()
+    return pid
 
 
 @CLOCK.check

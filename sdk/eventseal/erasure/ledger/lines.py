@@ -314,8 +314,9 @@ class LedgerTable:
                 "a ledger in memory is lost with its process",
                 remedy="Set `ledger` to a file, or to a database in a file or on a server.",
             )
-        # An erasure needs only two writes: a pool would only keep connections across forks and idle hours.
-        self._engine = make_engine(SQLAlchemySettings(uri, poolclass=NullPool))
+        # An erasure needs only two writes: a pool would only keep connections across forks and idle hours. A
+        # connection repeats no statement, so preparing one would only fail behind a pooler.
+        self._engine = make_engine(SQLAlchemySettings(uri, pooler="transaction", poolclass=NullPool))
 
     @property
     def name(self) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from urllib.parse import quote, unquote_to_bytes
 
 from sqlalchemy import URL, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
@@ -23,8 +24,38 @@ SQLITE_BUSY_TIMEOUT = 5.0
 """Seconds that a statement waits for another connection's write lock."""
 _PAUSE = 0.005
 
-SUPPORTED_DIALECTS = ("sqlite", "postgresql")
+Pooler: TypeAlias = Literal["transaction"]
+
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite+pysqlite",
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+"""The usable drivers, by their names in URLs. They run statements in the calling thread."""
+
 _PORTS = {"postgresql": 5432}
+
+# SQLAlchemy ends a password at the first @, and takes what follows for the host and the database, which
+# messages show. As in RFC 3986, an @ stands only behind the password, and the password has no / ? # or %.
+_SERVER_URL = re.compile(
+    r"""
+    [\w+]+://
+    (?:(?P<user>(?:[^/?\#@%]|%[0-9A-Fa-f]{2})*)@)?
+    (?:[\w.,-]*|\[[\w:.%]+\])(?::[0-9]{1,5})?
+    (?:/[^?@]*)?
+    (?:\?[^@]*)?
+    """,
+    re.VERBOSE,
+)
+_ENCODE = (
+    "Percent-encode the user name and the password in the URL, and write %40 for any other @. To encode a "
+    "password, run `python -c 'from getpass import *; from urllib.parse import *; "
+    """print(quote(getpass(), ""))'`."""
+)
+_USE_A_URL = "Use sqlite:///<file> or postgresql://<user>@<host>/<database>."
+_MYSQL = ("mysql", "mariadb")
 
 
 class SQLAlchemySettings:
@@ -33,16 +64,19 @@ class SQLAlchemySettings:
 
     Args:
         uri: The URI in SQLAlchemy's form: ``sqlite:///file``, ``postgresql://user:password@host/database``
-            (through psycopg unless it names a driver). It is a secret. Neither the repr nor messages show it.
+            (through psycopg). It is a secret. Neither the repr nor messages show it.
+        pooler: ``"transaction"`` if you connect through a pooler, such as PgBouncer, that gives each
+            transaction any of its connections. Then no statement is prepared.
         engine_options: Further arguments for SQLAlchemy's ``create_engine``.
 
     Raises:
-        ConfigurationError: The URI cannot be read, names another database than SQLite or PostgreSQL, or an
-            option would disable transactions.
+        ConfigurationError: The URI cannot be read, names another database than SQLite or PostgreSQL or a
+            driver that EventSeal cannot use, or an option would disable transactions.
     """
 
-    def __init__(self, uri: str = IN_MEMORY, **engine_options: Any) -> None:
+    def __init__(self, uri: str = IN_MEMORY, *, pooler: Pooler | None = None, **engine_options: Any) -> None:
         self.url = _parsed(uri)
+        self.pooler = pooler
         self.engine_options = engine_options
         if engine_options.get("isolation_level") == "AUTOCOMMIT":
             raise ConfigurationError(
@@ -88,7 +122,7 @@ def database_identity(url: URL) -> tuple[object, ...]:
 
     They do not depend on how a URL is written.
     """
-    backend = "postgresql" if url.drivername == "postgres" else url.get_backend_name()
+    backend = url.get_backend_name()
     if backend == "sqlite":
         return backend, str(Path(str(url.database)).resolve())
     host = url.host or url.query.get("host")
@@ -118,12 +152,15 @@ def make_engine(
     if sqlite:
         options = _sqlite_options(url, options)
         url = _read_only_file(url) if reads_only else url
+    elif settings.pooler is not None:
+        # The pooler lends the same server to others, who find our prepared statements there.
+        options["connect_args"] = {**options.get("connect_args", {}), "prepare_threshold": None}
     try:
         engine = create_engine(url, **options)
     except (TypeError, ArgumentError) as error:
         raise ConfigurationError(f"an engine option of the database is wrong: {error}") from None
     except ModuleNotFoundError as error:
-        if error.name not in {"psycopg", "psycopg2"}:
+        if error.name != "psycopg":
             raise
         raise ImportError(
             "PostgreSQL needs psycopg: pip install 'eventseal[postgres]'", name=error.name
@@ -204,9 +241,7 @@ def _read_only_file(url: URL) -> URL:
 
 
 def _only_read(connection: Any, _record: object) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
-    connection.commit()
+    connection.read_only = True  # of each transaction: behind a pooler, others would get a session's setting
 
 
 def _zero_what_is_deleted(connection: sqlite3.Connection, _record: object) -> None:
@@ -218,15 +253,43 @@ def _parsed(uri: str) -> URL:
         url = make_url(uri)
     except (ArgumentError, TypeError, ValueError):
         # The URI is a secret, and SQLAlchemy's message may quote it.
+        raise _unreadable(uri) from None
+    backend, _, driver = url.drivername.partition("+")
+    if backend in _MYSQL:
         raise ConfigurationError(
-            "the database's URL cannot be read",
-            remedy="Use sqlite:///<file> or postgresql://<user>@<host>/<database>.",
-        ) from None
-    if url.drivername in {"postgresql", "postgres"}:
-        url = url.set(drivername="postgresql+psycopg")
-    if url.get_backend_name() not in SUPPORTED_DIALECTS:
+            f"the database is {backend}, but EventSeal supports only SQLite and PostgreSQL",
+            remedy=f"{_USE_A_URL} The decision record on MySQL and MariaDB says what support would need.",
+        )
+    if backend not in _DRIVERS:
         raise ConfigurationError(
-            f"the database is {url.get_backend_name()}, but EventSeal supports only SQLite and PostgreSQL",
+            f"the database is {backend}, but EventSeal supports only SQLite and PostgreSQL",
             remedy="Use a URL that begins with sqlite:// or postgresql://.",
         )
-    return url
+    if url.drivername not in _DRIVERS:
+        raise ConfigurationError(
+            f"EventSeal cannot use the driver {driver}",
+            remedy=f"Write {_DRIVERS[backend]}:// instead of {url.drivername}://.",
+        )
+    if not (_is_file_url(url) if backend == "sqlite" else _is_server_url(str(uri))):
+        raise _unreadable(uri)
+    return url.set(drivername=_DRIVERS[url.drivername])
+
+
+def _is_file_url(url: URL) -> bool:
+    return (url.username, url.host, url.port) == (None, None, None)
+
+
+def _is_server_url(uri: str) -> bool:
+    match = _SERVER_URL.fullmatch(uri)
+    if match is None:
+        return False
+    try:
+        unquote_to_bytes(match["user"] or "").decode()
+    except UnicodeDecodeError:  # SQLAlchemy would put other characters there
+        return False
+    return True
+
+
+def _unreadable(uri: object) -> ConfigurationError:
+    remedy = _ENCODE if "@" in str(uri) else _USE_A_URL
+    return ConfigurationError("the database's URL cannot be read", remedy=remedy)

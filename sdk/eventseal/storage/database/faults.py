@@ -51,6 +51,18 @@ _LOOK_AT_DISK = (
     "Check whether the disk of the SQLite file is full or failing, then try again. "
     "Everything that was written is complete."
 )
+_SET_POOLER = (
+    'If you connect through a pooler in transaction mode, such as PgBouncer, set pooler = "transaction" in '
+    "every program that uses this database. Then start the programs again."
+)
+_POOL_MODE = (
+    "EventSeal needs transactions, so set pool_mode = transaction in PgBouncer, and pooler = "
+    '"transaction" here.'
+)
+_NO_OPTIONS = (
+    "Remove `options` from the URL of the database: the pooler does not pass it on. Give the role the "
+    "setting: ALTER ROLE ... SET ..."
+)
 _GRANT = "Grant this database user the privilege on the table that the message names."
 _SHOW_EVERY_ROW = (
     "Run the command as a role that sees every row: a superuser can give a role BYPASSRLS with ALTER ROLE. "
@@ -99,6 +111,12 @@ A policy of row-level security would hide these rows.
 
 _BAD_OPTION = re.compile(r"^(?:connection is bad: |invalid dsn: )*(?:invalid |bad value for )")
 """An error of libpq before it connects. No server was asked, so a retry does not help."""
+
+# Another process prepared a statement of this name on this server connection, or ours is on another one.
+_PREPARED_STATEMENT = frozenset({"42P05", "26000"})
+_OTHER_PARAMETERS = re.compile(r"bind message supplies \d+ parameters, but prepared statement")
+_STATEMENT_MODE = "transaction blocks not allowed in statement pooling mode"
+_UNSUPPORTED_OPTION = "unsupported startup parameter"
 
 _ADD_COLUMN = (
     "Run `eventseal init`. It adds a missing key_id column, and the columns that this release added to "
@@ -172,8 +190,8 @@ def is_outcome_known(error: BaseException) -> bool:
 
 
 def sqlstate(error: DBAPIError) -> str | None:
-    """Return the SQLSTATE of five characters, or ``None``. Some drivers and failures have none."""
-    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    """Return the SQLSTATE of five characters, or ``None``. SQLite and some failures have none."""
+    state = getattr(error.orig, "sqlstate", None)
     return state if isinstance(state, str) else None
 
 
@@ -205,9 +223,9 @@ def _sqlite_error(orig: sqlite3.Error, doing: str) -> EventSealError:
 def _server_error(error: DBAPIError, doing: str) -> EventSealError:
     state, text = sqlstate(error), _primary_message(error)
     said = f"{doing} failed: the database says: {text}"
+    if remedy := _setting_remedy(state, text):
+        return ConfigurationError(said, remedy=remedy)
     if state is None:
-        if _BAD_OPTION.search(text):
-            return ConfigurationError(said, remedy=_CORRECT_URL)
         unreachable = error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
         return StoreUnavailableError(said) if unreachable else StoreError(said)
     if state in _UNAVAILABLE or state[:2] in {_CONNECTION, _RESOURCES, _INTERVENTION}:
@@ -221,9 +239,20 @@ def _server_error(error: DBAPIError, doing: str) -> EventSealError:
     if state == _UNDEFINED_TABLE:
         found = _QUOTED.search(text)
         return MissingTableError(said, table=found[1] if found else None)
-    if state == _UNDEFINED_COLUMN:
-        return ConfigurationError(said, remedy=_ADD_COLUMN)
     return StoreError(f"{said} (SQLSTATE {state})")
+
+
+def _setting_remedy(state: str | None, text: str) -> str | None:
+    """Return the remedy for an error that a wrong setting causes. Retrying does not help."""
+    if state in _PREPARED_STATEMENT or _OTHER_PARAMETERS.search(text):
+        return _SET_POOLER
+    if _STATEMENT_MODE in text:
+        return _POOL_MODE
+    if _UNSUPPORTED_OPTION in text:
+        return _NO_OPTIONS
+    if state is None and _BAD_OPTION.search(text):
+        return _CORRECT_URL
+    return _ADD_COLUMN if state == _UNDEFINED_COLUMN else None
 
 
 def _primary_message(error: DBAPIError) -> str:

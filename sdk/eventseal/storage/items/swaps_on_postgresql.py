@@ -41,10 +41,10 @@ _TYPES = {
     ColumnKind.DECIMAL: "numeric",
 }
 _XIDS = 2**32
-_BYTEA, _TID, _UUID = 17, 27, 2950
+_BYTEA, _OID, _TID, _UUID = 17, 26, 27, 2950
 """PostgreSQL's types of array elements, by their object ids."""
 
-_ARRAYS = {_BYTEA: 1001, _TID: 1010, _UUID: 2951}
+_ARRAYS = {_BYTEA: 1001, _OID: 1028, _TID: 1010, _UUID: 2951}
 _ARRAY_HEADER = Struct(">iiiii").pack
 _PACK_SIZE = Struct(">i").pack
 
@@ -54,7 +54,8 @@ class PostgreSQLSwaps:
     Reads and swaps rows of one table through psycopg.
 
     A row is found again by its ctid, and swapped only if its tag is still there. A tag is authenticated, and
-    no two envelopes have the same tag (docs/decisions/0012).
+    no two envelopes have the same tag (docs/decisions/0012). Rows of other formats may be equal, and the
+    partitions of a table have the same ctids, so a locator also has the partition.
 
     Args:
         dialect: The dialect, which quotes names.
@@ -90,10 +91,12 @@ class PostgreSQLSwaps:
         size = f"coalesce(octet_length({name['data']}), 0)"
         sent_id = "uuid_send(sequence_id)" if self._has_uuids else "sequence_id"
         statement = f"""
-            SELECT {sent_id}, place, topic, data, uuid_send(key_id), uuid_send(named), ctid, xmin FROM (
+            SELECT {sent_id}, place, topic, data, uuid_send(key_id), uuid_send(named),
+                oidsend(partition), ctid, xmin
+            FROM (
                 SELECT {name["sequence_id"]} AS sequence_id, {name["position"]} AS place,
                     {name["topic"]} AS topic, {name["data"]} AS data, {self._key_id} AS key_id,
-                    {self._names.get(KEY_ID, "NULL::uuid")} AS named, ctid,
+                    {self._names.get(KEY_ID, "NULL::uuid")} AS named, tableoid AS partition, ctid,
                     {"xmin::text::bigint" if written else "NULL::bigint"} AS xmin,
                     sum({size}) OVER (ORDER BY {place}) - {size} AS bytes_before
                 FROM {self._table} WHERE {" AND ".join(conditions)} ORDER BY {place} LIMIT {limit:d}
@@ -105,7 +108,7 @@ class PostgreSQLSwaps:
         rows = _binary(connection, statement, tuple(parameters)).cursor.fetchall()
         if not rows:
             return EMPTY_PAGE
-        ids, positions, topics, envelopes, key_ids, named, locators, xmins = zip(*rows, strict=True)
+        ids, positions, topics, envelopes, key_ids, named, parts, ctids, xmins = zip(*rows, strict=True)
         if self._has_uuids:
             known = {raw: UUID(bytes=raw) for raw in set(ids)}
             ids = tuple([known[raw] for raw in ids])
@@ -117,14 +120,15 @@ class PostgreSQLSwaps:
             envelopes=envelopes,
             key_ids=key_ids,
             named=named if self._has_key_ids else (),
-            locators=locators,
+            locators=list(zip(parts, ctids, strict=True)),
             written=[_full_xid(xmin, horizon) for xmin in xmins] if written else (),
         )
 
     def prepare(self, page: Page, envelopes: Sequence[bytes], *, by_tag: bool = True) -> Swap:
         """Build the arrays of a swap. See ``SQLiteSwaps``."""
         old = [envelope[-TAG_SIZE:] for envelope in page.envelopes] if by_tag else page.envelopes
-        items = _Array(_TID, page.locators), _Array(_BYTEA, old), _Array(_BYTEA, envelopes)
+        parts, ctids = zip(*page.locators, strict=True)
+        items = _Array(_OID, parts), _Array(_TID, ctids), _Array(_BYTEA, old), _Array(_BYTEA, envelopes)
         if not self._has_key_ids:
             return Swap(page, envelopes, self._swap_statement("", by_tag=by_tag), items)
         named = [envelope[KEY_ID_IN_HEADER] for envelope in envelopes]
@@ -169,8 +173,9 @@ class PostgreSQLSwaps:
         tag = f"substring(stored.{data} FROM greatest(octet_length(stored.{data}) - {TAG_SIZE - 1}, 1))"
         return f"""
             UPDATE {self._table} AS stored SET {data} = item.data{set_key_id}
-            FROM unnest({arrays}%b::tid[], %b::bytea[], %b::bytea[]) AS item ({columns}locator, old, data)
-            WHERE stored.ctid = item.locator
+            FROM unnest({arrays}%b::oid[], %b::tid[], %b::bytea[], %b::bytea[])
+                AS item ({columns}partition, locator, old, data)
+            WHERE stored.ctid = item.locator AND stored.tableoid = item.partition
                 AND {tag if by_tag else f"stored.{data}"} = item.old"""  # noqa: S608 - names come from the registry, quoted
 
     def _conditions(

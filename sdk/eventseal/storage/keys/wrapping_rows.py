@@ -221,35 +221,35 @@ def overwrite_deleted(engine: Engine) -> str:
         The reason why bytes may be left in the files. It is empty if there is none.
     """
     try:
-        with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-            if engine.dialect.name == "sqlite":
-                return _empty_log(connection)
-            return _vacuum(connection)
+        return _empty_log(engine) if engine.dialect.name == "sqlite" else _vacuum(engine)
     except SQLAlchemyError as error:
         return f"the database refused to clear deleted wrappings: {type(error).__name__}. {_AGAIN}"
 
 
-def _empty_log(connection: Connection) -> str:
-    patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
-    connection.exec_driver_sql(f"PRAGMA busy_timeout = {PATIENCE}")
-    try:
-        is_busy, _, _ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
-    finally:
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(patience)}")
+def _empty_log(engine: Engine) -> str:
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {PATIENCE}")
+        try:
+            is_busy, _, _ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+        finally:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(patience)}")
     return f"the SQLite file is in use, so its log could not be emptied. {_AGAIN}" if is_busy else ""
 
 
-def _vacuum(connection: Connection) -> str:
-    if not _may_vacuum(connection):
-        return (
-            f"the database user does not own {key_wrappings.name}, so the table was not vacuumed. "
-            f"Leave it to autovacuum, or run VACUUM {key_wrappings.name} as its owner."
-        )
-    connection.execute(text(f"SET lock_timeout = {PATIENCE}"))
-    try:
+def _vacuum(engine: Engine) -> str:
+    with engine.begin() as connection:
+        if not _may_vacuum(connection):
+            return (
+                f"the database user does not own {key_wrappings.name}, so the table was not vacuumed. "
+                f"Leave it to autovacuum, or run VACUUM {key_wrappings.name} as its owner."
+            )
+        # VACUUM runs in no transaction, and a pooler would pass on a timeout of the session. So whether
+        # others let us is tried before, with the lock that VACUUM takes.
+        connection.execute(text(f"SET LOCAL lock_timeout = {PATIENCE}"))
+        connection.execute(text(f"LOCK TABLE {key_wrappings.name} IN SHARE UPDATE EXCLUSIVE MODE"))
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         connection.execute(text(f"VACUUM {key_wrappings.name}"))
-    finally:
-        connection.execute(text("RESET lock_timeout"))
     return ""
 
 
