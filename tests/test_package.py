@@ -1,26 +1,30 @@
-"""What `import eventseal` loads, and what it names."""
+"""What `import eventseal` names, and the packages that import their names on first use."""
 
 import ast
+import pickle
+import pkgutil
 import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 
-import eventseal
-
 ROOT = Path(__file__).parents[1]
+LAZY = sorted(
+    ".".join(init.parent.relative_to(ROOT / "sdk").parts)
+    for init in (ROOT / "sdk").rglob("__init__.py")
+    if "lazy_names(" in init.read_text()
+)
 
 
-def test_importing_the_package_loads_no_heavy_dependency():
-    """A program that only catches errors does not pay for a database or a cloud client."""
-    heavy = {"boto3", "botocore", "hvac", "sqlalchemy", "pydantic", "pydantic_settings", "typer", "rich"}
-    program = "import eventseal, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert not heavy & set(done.stdout.split())
+def public_names(package: str) -> list[str]:
+    """The names that a lazy package lists. An internal package lists only homes."""
+    module = import_module(package)
+    return list(getattr(module, "__all__", module._HOMES))
 
 
 def test_cipher_and_keyring_need_neither_database_nor_settings():
@@ -32,32 +36,61 @@ def test_cipher_and_keyring_need_neither_database_nor_settings():
     assert not {"sqlalchemy", "pydantic", "boto3", "hvac"} & set(done.stdout.split())
 
 
-@pytest.mark.parametrize("name", eventseal.__all__)
-def test_every_public_name_is_there(name):
-    assert getattr(eventseal, name) is not None
+@pytest.mark.parametrize(
+    ("package", "name"), [(package, name) for package in LAZY for name in public_names(package)]
+)
+def test_every_lazy_name_is_there(package, name):
+    value = getattr(import_module(package), name)
+    assert value is not None
+    assert name in dir(import_module(package))
+    if isinstance(value, type):
+        assert pickle.loads(pickle.dumps(value)) is value
 
 
-def test_all_is_sorted_and_equal_to_the_table_of_lazy_names():
-    assert list(eventseal.__all__) == sorted(eventseal.__all__)
-    assert {*eventseal._HOMES, "__version__"} == set(eventseal.__all__)
+def test_lazy_packages_are_found():
+    assert {"eventseal", "eventseal.erasure", "eventseal.integrations.eventsourcing"} <= {*LAZY}
 
 
-def test_the_type_checker_is_told_the_same_names():
+@pytest.mark.parametrize("package", LAZY)
+def test_a_lazy_package_has_a_home_for_each_public_name(package):
+    module = import_module(package)
+    assert {*public_names(package)} - {"__version__"} == {*module._HOMES}
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_the_type_checker_is_told_the_same_names(package):
     """The TYPE_CHECKING block, which editors read, names what __getattr__ gives."""
-    tree = ast.parse(Path(eventseal.__file__).read_text())
-    block = next(node for node in tree.body if isinstance(node, ast.If))
+    module = import_module(package)
+    block = next(
+        node for node in ast.parse(Path(module.__file__).read_text()).body if isinstance(node, ast.If)
+    )
     told = {
         alias.name: node.module
         for node in block.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert told == {name: f"eventseal.{home}" for name, home in eventseal._HOMES.items()}
+    assert told == {name: f"{package}.{home}" for name, home in module._HOMES.items()}
 
 
-def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="nonsense"):
-        eventseal.nonsense  # noqa: B018
+@pytest.mark.parametrize("package", LAZY)
+def test_no_lazy_name_is_that_of_a_module(package):
+    """The import of a module sets its name in the package, where it would hide the lazy one."""
+    modules = {module.name for module in pkgutil.iter_modules(import_module(package).__path__)}
+    assert not modules & {*public_names(package)}
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_an_unknown_name_is_an_attribute_error(package):
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nonsense'"):
+        import_module(package).nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_a_star_imports_every_public_name(package):
+    names: dict[str, object] = {}
+    exec(f"from {package} import *", names)  # noqa: S102
+    assert {*getattr(import_module(package), "__all__", ())} <= {*names}
 
 
 def test_the_files_hold_no_machine_path_and_no_secret_key():

@@ -7,23 +7,11 @@ costs nothing. Only programs that use SQLAlchemy or pydantic-settings load them.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from eventseal.cipher import AESCipher, ItemContext, inspect
-    from eventseal.configuration import EventSeal
-    from eventseal.errors import EventSealError
-    from eventseal.items import SequencedItem, SequencedItemMapper
-    from eventseal.keys import CachePolicy, InMemoryKeyStore, Keyring, RotationPolicy
-    from eventseal.storage import (
-        SQLAlchemyActiveRecordStrategy,
-        SQLAlchemyDatastore,
-        SQLAlchemyKeyStore,
-        SQLAlchemySettings,
-    )
+from eventseal.lazy_names import lazy_names
 
-    __version__: str
+__version__ = "0.1.0"
 
 _HOMES = {
     "AESCipher": "cipher",
@@ -43,6 +31,23 @@ _HOMES = {
     "inspect": "cipher",
 }
 
+if TYPE_CHECKING:
+    from eventseal.cipher import AESCipher, ItemContext, inspect
+    from eventseal.configuration import EventSeal
+    from eventseal.errors import EventSealError
+    from eventseal.items import SequencedItem, SequencedItemMapper
+    from eventseal.keys import CachePolicy, InMemoryKeyStore, Keyring, RotationPolicy
+    from eventseal.storage import (
+        SQLAlchemyActiveRecordStrategy,
+        SQLAlchemyDatastore,
+        SQLAlchemyKeyStore,
+        SQLAlchemySettings,
+    )
+
+else:
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)
+
+
 __all__ = [
     "AESCipher",
     "CachePolicy",
@@ -61,18 +66,3 @@ __all__ = [
     "__version__",
     "inspect",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        value: Any = import_module("importlib.metadata").version("eventseal")
-    elif name in _HOMES:
-        value = getattr(import_module(f"eventseal.{_HOMES[name]}"), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

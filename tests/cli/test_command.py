@@ -63,6 +63,14 @@ def test_every_command_there_is_has_its_help_tried():
     assert set(COMMANDS) == set(typer.main.get_command(app).commands)
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_summary_of_each_command_begins_its_help(command):
+    """The root's help shows the summary of the table, and does not import the command."""
+    listed = typer.main.get_command(app).commands[command]
+    for width in (20, 40, 60, 200):
+        assert listed.get_short_help_str(width) == listed.load().get_short_help_str(width)
+
+
 def test_the_version_is_the_packages(run):
     assert run("--version").stdout == f"eventseal {version('eventseal')}\n"
 

@@ -6,14 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-import typer.main
+from tests.fixtures.whole_command import whole_command
 
-from eventseal.cli.app import app
 from eventseal.cli.exits import ExitCode
 from eventseal.eventstore.field_survey import PERSONAL_WORDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
-ROOT = typer.main.get_command(app)
+ROOT = whole_command()
 GLOBAL = {"--config", "--json", "--yes", "-y", "--dry-run"}
 
 

@@ -12,7 +12,7 @@ def main() -> None:
     heed_termination()
     try:
         # Imported here: the import takes a moment, and an interrupt during it must show no traceback.
-        from eventseal.cli.app import run  # noqa: PLC0415
+        from eventseal.cli.app import run
 
         run()
     except KeyboardInterrupt:  # before the command began

@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from importlib.metadata import version
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+import typer.main
+from typer.core import TyperCommand, TyperGroup
 
-from eventseal.cli import (
-    doctor_command,
-    fields_command,
-    init_command,
-    inspect_command,
-    kek_command,
-    keys_command,
-    migrate_command,
-    receipt_command,
-    reencrypt_command,
-    repair_command,
-    retire_command,
-    rewrap_command,
-    roll_epoch_command,
-    rotate_command,
-    set_aside_command,
-    shred_command,
-    status_command,
-    verify_command,
-)
+from eventseal import __version__
 from eventseal.cli.exits import RUN_AGAIN, ExitCode, VerbInterrupt, exit_code
 from eventseal.cli.output import printable, verbatim
 from eventseal.cli.shared_options import Config, DryRun, Json, Options, Yes, command_group
@@ -63,8 +45,62 @@ Exit codes:
 """
 
 
+_COMMANDS = {  # and the first sentence of each one's help
+    "init": "Write settings, check the KMS, create tables and first keys.",
+    "doctor": "Check everything that EventSeal needs, and report problems.",
+    "keys": "List the application's keys, and the number of their items.",
+    "inspect": "Show the header of an envelope, without any key.",
+    "rotate": "Create a new active key for every scope, or for named scopes.",
+    "rewrap": "Re-wrap data keys under the current KMS keys.",
+    "roll-epoch": "Make old backups of the key tables useless.",
+    "reencrypt": "Re-encrypt items that are not under their scope's active key.",
+    "retire": "Destroy old keys that no item and no other key needs.",
+    "verify": "Open every item of every registered table, and count results.",
+    "repair": "Replace rows that do not open with the rows of a backup.",
+    "set-aside": "Accept damaged rows that no backup has, so `verify` passes.",
+    "shred": "Destroy every key of a scope, so its items never open again.",
+    "reopen": "Let a shredded scope have keys again.",
+    "status": "Show the state of keys, items and jobs, and the next commands.",
+    "fields": "List event classes and the protection of their fields.",
+    "migrate": "Encrypt plaintext items, or items of older ciphers.",
+    "kek": "Check the KMS keys that wrap data keys.",
+    "receipt": "Check the receipts that other commands write.",
+}
+
+
+class LazyCommand(TyperCommand):
+    """
+    A command whose module is imported when it runs.
+
+    The command ``set-aside`` is the function or the group ``set_aside`` in ``set_aside_command.py``. The help
+    of the root command needs only its name and the first sentence of its help.
+    """
+
+    def __init__(self, name: str, summary: str) -> None:
+        super().__init__(name, help=summary, rich_markup_mode=None)
+        self._attribute = name.replace("-", "_")
+
+    def load(self) -> Any:
+        """Import the module, and return the command with its options."""
+        module = import_module(f"eventseal.cli.{self._attribute}_command")
+        found = getattr(module, self._attribute)
+        if isinstance(found, typer.Typer):
+            return typer.main.get_group(found)
+        alone = command_group("", "", "")
+        alone.command(self.name, epilog=module.EXAMPLES)(found)
+        return typer.main.get_command(alone)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Parse the arguments as the command itself does."""
+        return self.load().make_context(info_name, args, parent=parent, **extra)
+
+
 class EventSealGroup(TyperGroup):
     """The root command. It shows every error of EventSeal without a traceback."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.commands = {name: LazyCommand(name, summary) for name, summary in _COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that the words name."""
@@ -150,7 +186,7 @@ app = command_group("eventseal", _HELP, _EXIT_CODES, kind=EventSealGroup)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"eventseal {version('eventseal')}")
+        typer.echo(f"eventseal {__version__}")
         raise typer.Exit
 
 
@@ -169,27 +205,6 @@ def _root(
 ) -> None:
     del show_version  # its callback printed the version
     context.obj = Options(config=config, as_json=as_json, yes=yes, dry_run=dry_run)
-
-
-app.command(epilog=init_command.EXAMPLES)(init_command.init)
-app.command(epilog=doctor_command.EXAMPLES)(doctor_command.doctor)
-app.command(epilog=keys_command.EXAMPLES)(keys_command.keys)
-app.command(epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
-app.command(epilog=rotate_command.EXAMPLES)(rotate_command.rotate)
-app.command(epilog=rewrap_command.EXAMPLES)(rewrap_command.rewrap)
-app.command(epilog=roll_epoch_command.EXAMPLES)(roll_epoch_command.roll_epoch)
-app.command(epilog=reencrypt_command.EXAMPLES)(reencrypt_command.reencrypt)
-app.add_typer(migrate_command.migrate)
-app.command(epilog=retire_command.EXAMPLES)(retire_command.retire)
-app.add_typer(kek_command.kek)
-app.command(epilog=verify_command.EXAMPLES)(verify_command.verify)
-app.command(epilog=repair_command.EXAMPLES)(repair_command.repair)
-app.command("set-aside", epilog=set_aside_command.EXAMPLES)(set_aside_command.set_aside_rows)
-app.command(epilog=shred_command.EXAMPLES)(shred_command.shred)
-app.command(epilog=shred_command.REOPEN_EXAMPLES)(shred_command.reopen)
-app.command(epilog=status_command.EXAMPLES)(status_command.status)
-app.command(epilog=fields_command.EXAMPLES)(fields_command.fields)
-app.add_typer(receipt_command.receipt)
 
 
 def run() -> None:

@@ -71,7 +71,7 @@ def fields(
 
 def _mapper_of(cls: type[Any]) -> type[Mapper]:
     if any(base.__module__.partition(".")[0] == "eventsourcing" for base in cls.__mro__):
-        from eventseal.integrations.eventsourcing import EncryptingMapper  # noqa: PLC0415 - a separate extra
+        from eventseal.integrations.eventsourcing import EncryptingMapper  # a separate extra
 
         return EncryptingMapper
     return SequencedItemMapper

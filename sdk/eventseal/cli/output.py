@@ -13,7 +13,6 @@ import typer
 
 from eventseal.cli.exits import ExitCode
 from eventseal.errors import ConfigurationError, EventSealError, JobError
-from eventseal.kms.adapter import adapter_class
 from eventseal.wording import moment
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ def name_key_files(kms_key: Sequence[str]) -> None:
     All later output for people shows them so. The key tables know a key file only by the check value of its
     key.
     """
+    from eventseal.kms.adapter import adapter_class
+
     _key_files.clear()
     paths = [uri.removeprefix(_LOCAL) for uri in kms_key]
     names = Counter(PurePath(path).name for path in paths)

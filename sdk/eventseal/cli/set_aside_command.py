@@ -9,7 +9,8 @@ import typer
 from eventseal.cli.long_runs import shown_progress
 from eventseal.cli.output import confirm, print_failures, print_json, print_rows_set_aside, report
 from eventseal.cli.shared_options import Options, Position, SequenceId, with_options
-from eventseal.erasure.setting_aside import required_ledger, set_aside, withdraw
+from eventseal.erasure.setting_aside import required_ledger, withdraw
+from eventseal.erasure.setting_aside import set_aside as set_aside_found
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.rotation.did_you_mean import typed_place
 from eventseal.rotation.row_damage import damaged_row, damaged_rows
@@ -38,7 +39,7 @@ _SEE = "See `eventseal set-aside --help` for examples."
 
 
 @with_options("yes", "dry_run")
-def set_aside_rows(
+def set_aside(
     options: Options,
     *,
     table: Annotated[str | None, typer.Option(metavar="TABLE", help="The registered table.")] = None,
@@ -132,7 +133,7 @@ def _set_aside(options: Options, seal: EventSeal, found: DamagedRows, reason: st
         print_failures([row.failure(row.error) for row in found.rows])
     if found.rows and not options.dry_run:
         confirm(options, f"{counted(len(found.rows), 'row is', 'rows are')} about to be set aside as lost.")
-    result = set_aside(seal, found, reason=reason, dry_run=options.dry_run)
+    result = set_aside_found(seal, found, reason=reason, dry_run=options.dry_run)
 
     def show() -> None:
         print_failures(result.failures)

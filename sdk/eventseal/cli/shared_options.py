@@ -14,15 +14,15 @@ import typer
 from typer.core import TyperGroup
 
 from eventseal.cli.output import name_key_files
-from eventseal.configuration import EventSeal, load_settings
-from eventseal.configuration.assembly import Stores, missing_file, record_classes
 from eventseal.errors import ConfigurationError
-from eventseal.items.event_modules import EventModules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from eventseal.configuration import Settings
+    from eventseal.configuration import EventSeal, Settings
+    from eventseal.configuration.assembly import Stores
+
+# The functions below import what opens a store. `--help` and `--version` do not wait for it.
 
 Config = Annotated[
     Path | None,
@@ -90,6 +90,8 @@ class Options:
         Raises:
             ConfigurationError: A setting is missing or wrong, or a class does not exist.
         """
+        from eventseal.configuration import load_settings
+
         settings = load_settings(self.config)
         name_key_files(settings.kms_key)
         load_modules(tables=settings.tables)
@@ -102,6 +104,8 @@ class Options:
         Raises:
             StoreUnavailableError: A SQLite file does not exist. Connecting would create an empty one.
         """
+        from eventseal.configuration.assembly import Stores
+
         return _present(Stores(self.settings()))
 
     def open_seal(self, *, event_modules: bool = False) -> EventSeal:
@@ -115,6 +119,8 @@ class Options:
             ConfigurationError: A module does not exist.
             StoreUnavailableError: A SQLite file does not exist. Connecting would create an empty one.
         """
+        from eventseal.configuration import EventSeal
+
         settings = self.settings()
         if event_modules:
             load_modules(event_modules=settings.event_modules)
@@ -129,6 +135,8 @@ def opened_in_worker(config: Path | None, *, event_modules: bool = False) -> Eve
 
 
 def _present(stores: Stores) -> Stores:
+    from eventseal.configuration.assembly import missing_file
+
     if not stores.are_present():
         raise missing_file()
     return stores
@@ -241,6 +249,9 @@ def load_modules(*, tables: Sequence[str] = (), event_modules: Sequence[str] = (
     Raises:
         ConfigurationError: A module or a class does not exist.
     """
+    from eventseal.configuration.assembly import record_classes
+    from eventseal.items.event_modules import EventModules
+
     with working_directory_last():
         record_classes(tables)
         EventModules(event_modules).load()

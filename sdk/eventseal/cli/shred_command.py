@@ -1,4 +1,4 @@
-"""``eventseal shred`` and ``eventseal reopen``."""
+"""``eventseal shred``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from eventseal.cli.output import (
 )
 from eventseal.cli.receipt_command import ReceiptFile, refuse_receipt_file, write_receipt
 from eventseal.cli.shared_options import Options, with_options
-from eventseal.erasure import reopen as reopen_scope
 from eventseal.erasure import shred as shred_scope
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.records import DEFAULT_SCOPE
@@ -35,11 +34,6 @@ Examples:
   eventseal shred subject:customer-42 --dry-run
   eventseal shred subject:customer-42 --receipt customer-42.html
   eventseal shred tenant:acme --yes --json
-"""
-
-REOPEN_EXAMPLES = """\b
-Examples:
-  eventseal reopen subject:customer-42
 """
 
 _RECEIPT_AGAIN = "Run the command again with another file: a shredded scope gives a receipt too."
@@ -96,27 +90,6 @@ def shred(
     exit_by(result)
 
 
-@with_options("yes")
-def reopen(
-    options: Options,
-    scope: Annotated[str, typer.Argument(metavar="SCOPE", help="A scope that was shredded.")],
-) -> None:
-    """
-    Let a shredded scope have keys again. Its erased items stay erased.
-
-    The ledger records it, so that new items of the scope survive a restore.
-    """
-    if options.dry_run:  # given before the command, where every command accepts it
-        raise ConfigurationError(
-            "reopen has no --dry-run, because it destroys nothing", remedy="Leave out --dry-run."
-        )
-    with options.open_seal() as seal:
-        _refuse_unknown_scope(seal, scope)
-        result = reopen_scope(seal, scope)
-    did = "is open again" if result.done else "was open already"
-    report(options, result, lambda: typer.echo(f"Scope {printable(scope)} {did}."))
-
-
 def _refuse(seal: EventSeal, scope: str, receipt: Path | None, *, even_application: bool) -> None:
     """Refuse wrong arguments before anything is destroyed."""
     if scope == DEFAULT_SCOPE and not even_application:
@@ -133,10 +106,10 @@ def _refuse(seal: EventSeal, scope: str, receipt: Path | None, *, even_applicati
             remedy='Add a line to eventseal.toml, such as ledger = "erasures.jsonl", then run `eventseal '
             "init`. Or leave --receipt out.",
         )
-    _refuse_unknown_scope(seal, scope)
+    refuse_unknown_scope(seal, scope)
 
 
-def _refuse_unknown_scope(seal: EventSeal, scope: str) -> None:
+def refuse_unknown_scope(seal: EventSeal, scope: str) -> None:
     """Refuse a scope without keys. Suggest no other scope, so that nobody shreds the wrong one."""
     refuse_unknown_scopes(
         seal.datastore,

@@ -6,15 +6,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from eventseal import erasure, items
 from eventseal.cipher import AESCipher
 from eventseal.cipher.compression import EventZstd, NoCompression, Zlib
 from eventseal.configuration.loading import load_settings, with_urls_hidden
 from eventseal.configuration.old_formats import configured_formats
-from eventseal.erasure import DatabaseLedger, FileLedger
 from eventseal.erasure.ledger.entries import INTENT
-from eventseal.erasure.setting_aside import rows_in_force
 from eventseal.errors import ConfigurationError, EventSealError, StoreUnavailableError
-from eventseal.items import SequencedItemMapper
 from eventseal.items.acceptance import AcceptedFormats
 from eventseal.items.event_modules import import_listed
 from eventseal.keys import CachePolicy, Keyring, RotationPolicy
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from eventseal.cipher.compression import Compression
     from eventseal.configuration.settings import Settings
     from eventseal.erasure import Ledger
+    from eventseal.items import SequencedItemMapper
     from eventseal.items.sealed_places import SealedPlace
     from eventseal.kms import KmsAdapter
     from eventseal.rotation.set_aside_rows import SetAside
@@ -199,7 +198,7 @@ def default_ledger(settings: Settings, file: Path) -> str | None:
         folder = Path(str(url.database)).parent
     path = str(folder / DEFAULT_NAME)
     try:
-        FileLedger(path).unverified_open_entries(settings.application, INTENT)
+        erasure.FileLedger(path).unverified_open_entries(settings.application, INTENT)
     except EventSealError:
         return None
     return path
@@ -208,7 +207,7 @@ def default_ledger(settings: Settings, file: Path) -> str | None:
 def _ledger(settings: Settings, named: str) -> Ledger:
     places = [_place(url) for url in (settings.store_url, settings.key_store_url) if url is not None]
     if "://" in named:
-        ledger = DatabaseLedger(named)
+        ledger = erasure.DatabaseLedger(named)
         if database_identity(ledger.settings.url) in places:
             raise ConfigurationError("it must not be in the database of the items or the keys", remedy=_APART)
         return ledger
@@ -218,7 +217,7 @@ def _ledger(settings: Settings, named: str) -> Ledger:
         )
     if ("sqlite", str(Path(named).resolve())) in places:
         raise ConfigurationError("it must not be the database of the items or the keys", remedy=_APART)
-    return FileLedger(named)
+    return erasure.FileLedger(named)
 
 
 def _place(url: SecretStr) -> tuple[object, ...] | None:
@@ -295,7 +294,7 @@ class EventSeal:
     @cached_property
     def mapper(self) -> SequencedItemMapper:
         """Maps events to items and back."""
-        return SequencedItemMapper(
+        return items.SequencedItemMapper(
             cipher=self.cipher,
             always_encrypt=self.settings.always_encrypt,
             accept=self.accepted_formats,
@@ -362,7 +361,7 @@ class EventSeal:
         Raises:
             EventSealError: The ledger was changed, or cannot be read.
         """
-        return [] if self.ledger is None else rows_in_force(self, self.ledger)
+        return [] if self.ledger is None else erasure.rows_in_force(self, self.ledger)
 
     def close(self) -> None:
         """Forget the keys and close the connections."""

@@ -13,18 +13,11 @@ The names are loaded on first use, so that you only load the parts for your rele
 from __future__ import annotations
 
 import re
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eventseal.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from eventseal.integrations.eventsourcing.dcb import EncryptingDCBMapper
-    from eventseal.integrations.eventsourcing.event_store import SealedInfrastructure
-    from eventseal.integrations.eventsourcing.mapper import EncryptingMapper
-    from eventseal.integrations.eventsourcing.sealing import ErasedEvent, stream_scope
-    from eventseal.integrations.eventsourcing.unbound import EnvelopeCipher, UnboundCipherWarning
+from eventseal.lazy_names import lazy_names
 
 SUPPORTED = ">=9.3,<10"
 _LOWEST, _BELOW = (9, 3), (10, 0)
@@ -66,6 +59,15 @@ _HOMES = {
     "stream_scope": "sealing",
 }
 
+if TYPE_CHECKING:
+    from eventseal.integrations.eventsourcing.dcb import EncryptingDCBMapper
+    from eventseal.integrations.eventsourcing.event_store import SealedInfrastructure
+    from eventseal.integrations.eventsourcing.mapper import EncryptingMapper
+    from eventseal.integrations.eventsourcing.sealing import ErasedEvent, stream_scope
+    from eventseal.integrations.eventsourcing.unbound import EnvelopeCipher, UnboundCipherWarning
+else:
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)
+
 __all__ = [
     "EncryptingDCBMapper",
     "EncryptingMapper",
@@ -75,15 +77,3 @@ __all__ = [
     "UnboundCipherWarning",
     "stream_scope",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

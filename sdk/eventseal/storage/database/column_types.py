@@ -26,7 +26,7 @@ from sqlalchemy import (
     cast,
     type_coerce,
 )
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import types as sqltypes
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
@@ -66,7 +66,7 @@ class BinaryUUID(TypeDecorator[UUID]):
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Return the column type."""
         if dialect.name == "postgresql":
-            return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
+            return dialect.type_descriptor(sqltypes.UUID(as_uuid=True))
         return dialect.type_descriptor(LargeBinary(UUID_SIZE))
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> UUID | bytes | None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import select, text
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, SQLAlchemyError
 
 from eventseal.errors import (
@@ -27,6 +26,7 @@ from eventseal.errors import (
     UnknownFormatError,
 )
 from eventseal.storage.database.faults import is_outcome_known, is_transient, sqlstate, translated
+from eventseal.storage.database.rows import insert_unless_there
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.database.transactions import ATTEMPTS, begin_writing, pause, write
 from eventseal.storage.items.fences import CLOSED, fence_states, open_fences, unreadable_fences
@@ -294,7 +294,7 @@ def _wait_for_the_other(connection: Connection, inserts: ItemInserts, row: Row) 
     connection.execute(text("SET LOCAL lock_timeout = '5s'"))
     values = {column.name: value for column, value in zip(inserts.columns, row, strict=True)}
     # Meets the other transaction's row in the unique index. Without one, our own row must go before we look.
-    connection.execute(postgresql.insert(inserts.table).values(values).on_conflict_do_nothing())
+    connection.execute(insert_unless_there(connection, inserts.table).values(values))
     connection.rollback()
 
 

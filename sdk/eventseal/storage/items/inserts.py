@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Column,
     LargeBinary,
@@ -23,7 +24,6 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy import types as sqltypes
-from sqlalchemy.dialects.postgresql import ARRAY
 
 from eventseal.storage.database.column_types import BinaryUUID, ExactDecimal, ExactInteger
 from eventseal.storage.items.columns import ItemColumns, is_text

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from eventseal.errors import ConfigurationError, KeyClosedError
 from eventseal.items.sealed_places import refuse_other_purposes
 from eventseal.keys.states import KeyPurpose
+from eventseal.storage import items
 from eventseal.storage.database.transactions import read, write
 from eventseal.storage.items.fences import close_fences, open_fences, share_fences
 from eventseal.storage.items.key_counts import count_needed
@@ -38,10 +39,7 @@ def item_swaps(engine: Engine, table: SealedTable) -> SQLiteSwaps | PostgreSQLSw
             f"the driver {engine.dialect.driver} cannot carry a page of items in binary",
             remedy="Use psycopg: begin the database's URL with postgresql:// or postgresql+psycopg://.",
         )
-    # Imported here, because psycopg is an extra.
-    from eventseal.storage.items.swaps_on_postgresql import PostgreSQLSwaps  # noqa: PLC0415
-
-    return PostgreSQLSwaps(engine.dialect, table)
+    return items.PostgreSQLSwaps(engine.dialect, table)
 
 
 class TablePlace:

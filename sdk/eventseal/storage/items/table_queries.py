@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import CHAR, Boolean, Column, MetaData, Table, false
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import types as sqltypes
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
@@ -262,7 +262,7 @@ class _GenericUUIDAsFound(_AsFound):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "postgresql":
-            return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
+            return dialect.type_descriptor(sqltypes.UUID(as_uuid=True))
         return dialect.type_descriptor(CHAR(_HEX_DIGITS))
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
