@@ -30,11 +30,18 @@ from eventseal_kms.key_file import create_key_file, read_key_file
 from eventseal_kms.outcomes import KEY_SIZE, refusal_of_another_kek, value_of, wrong_size_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from typing import Self
     from uuid import UUID
 
-    from eventseal.kms import EncryptionContext, KmsAdapter, SupportsBatch, SupportsCheck
+    from eventseal.kms import (
+        EncryptionContext,
+        KmsAdapter,
+        KmsUse,
+        SupportsBatch,
+        SupportsCheck,
+        SupportsPolicy,
+    )
 
 SCHEME = "local://"
 _SUITE = A256CBC_HS512
@@ -127,6 +134,19 @@ class LocalKmsAdapter:
             ConfigurationError: The URI names no file, or the file is refused.
         """
         return f"{SCHEME}{key_check_id(read_key_file(_path_of(uri)))}"
+
+    @classmethod
+    def policy(cls, uri: str, _uses: Collection[KmsUse], _application: str, /) -> str:
+        """
+        Return the rights on a key file, as a comment.
+
+        Raises:
+            ConfigurationError: The URI names no file.
+        """
+        return (
+            f"# {_path_of(uri)}: owned by the user that runs the process, mode 0600.\n"
+            "# This user can do everything that the key can do: a file tells no roles apart."
+        )
 
     @classmethod
     def create_from_uri(cls, uri: str) -> Self:
@@ -287,3 +307,4 @@ if TYPE_CHECKING:
     _adapter: type[KmsAdapter] = LocalKmsAdapter
     _batch: type[SupportsBatch] = LocalKmsAdapter
     _check: type[SupportsCheck] = LocalKmsAdapter
+    _policy: SupportsPolicy = LocalKmsAdapter

@@ -22,6 +22,7 @@ Every error that EventSeal raises, by the caller's next step.
       StoreError                    the database
         StoreUnavailableError         try again
         StoreReadOnlyError            make it writable
+        StoreForbiddenError           grant the privilege
         SequencedItemConflictError    the position is taken: reload, decide again
         ItemNotFoundError             no item there                         (also a LookupError)
         KeyClosedError                the key was retired meanwhile         .key_ids
@@ -227,6 +228,15 @@ class StoreReadOnlyError(StoreError):
     default_remedy = "Grant this user write access to the database, or use a connection to the primary."
 
 
+class StoreForbiddenError(StoreError):
+    """The database denied this user a privilege."""
+
+    default_remedy = (
+        "Grant this database user the privilege on the table that the message names. "
+        "`eventseal policy --role ROLE` prints all grants of a role."
+    )
+
+
 class SequencedItemConflictError(StoreError):
     """The position in the sequence is taken. Nothing of the batch was written."""
 
@@ -293,6 +303,7 @@ __all__ = [
     "SequencedItemConflictError",
     "SerializationError",
     "StoreError",
+    "StoreForbiddenError",
     "StoreReadOnlyError",
     "StoreUnavailableError",
     "UnknownFormatError",

@@ -20,6 +20,7 @@ from eventseal.cli.exits import ExitCode, exit_code
 COMMANDS = (
     "init",
     "doctor",
+    "policy",
     "keys",
     "inspect",
     "rotate",

@@ -11,23 +11,25 @@ from eventseal_kms.aws.calls import KmsCalls
 from eventseal_kms.aws.configured_key import ConfiguredKey
 from eventseal_kms.aws.data_keys import DataKeys
 from eventseal_kms.aws.failures import error_in
-from eventseal_kms.aws.permissions import check_permissions
+from eventseal_kms.aws.permissions import check_permissions, policy_of
 from eventseal_kms.outcomes import value_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from mypy_boto3_kms import KMSClient
 
     from eventseal.kms import (
         EncryptionContext,
         KmsAdapter,
+        KmsUse,
         PermissionCheck,
         SupportsAliases,
         SupportsBatch,
         SupportsCheck,
         SupportsDeletion,
         SupportsGeneration,
+        SupportsPolicy,
         SupportsRewrap,
         TellsVersion,
         WrappedKey,
@@ -88,6 +90,16 @@ class AwsKmsAdapter:
             ConfigurationError: The URI does not name a KMS key or an alias.
         """
         return cls(uri)
+
+    @classmethod
+    def policy(cls, uri: str, uses: Collection[KmsUse], application: str, /) -> str:
+        """
+        Write the IAM policy that grants one application some uses.
+
+        Raises:
+            ConfigurationError: The URI does not name a KMS key or an alias.
+        """
+        return policy_of(KeyArn.parse(uri), uses, application)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.uri!r})"
@@ -302,6 +314,7 @@ if TYPE_CHECKING:
     _batch: type[SupportsBatch] = AwsKmsAdapter
     _generation: type[SupportsGeneration] = AwsKmsAdapter
     _check: type[SupportsCheck] = AwsKmsAdapter
+    _policy: SupportsPolicy = AwsKmsAdapter
     _deletion: type[SupportsDeletion] = AwsKmsAdapter
     _rewrap: type[SupportsRewrap] = AwsKmsAdapter
     _aliases: type[SupportsAliases] = AwsKmsAdapter

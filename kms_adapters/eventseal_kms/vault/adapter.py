@@ -9,13 +9,13 @@ from eventseal.errors import ConfigurationError, EventSealError, KmsKeyStateErro
 from eventseal_kms.outcomes import KEY_SIZE, value_of, wrong_size_of
 from eventseal_kms.vault.calls import RetryPolicy
 from eventseal_kms.vault.data_keys import DataKeys
-from eventseal_kms.vault.key_state import KeyState, check_key, read_state
+from eventseal_kms.vault.key_state import KeyState, check_key, policy_of, read_state
 from eventseal_kms.vault.session import VaultSession
 from eventseal_kms.vault.settings import VaultSettings
 from eventseal_kms.vault.transit_key import TransitKey, version_number
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from typing import Any, Self
 
     import hvac
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from eventseal.kms import (
         EncryptionContext,
         KmsAdapter,
+        KmsUse,
         PermissionCheck,
         SupportsBatch,
         SupportsCheck,
         SupportsGeneration,
+        SupportsPolicy,
         SupportsRewrap,
         SupportsVersions,
         TellsVersion,
@@ -94,6 +96,18 @@ class VaultTransitAdapter:
         """
         key = TransitKey.from_uri(uri)
         return cls(key.mount, key.name)
+
+    @classmethod
+    def policy(cls, uri: str, uses: Collection[KmsUse], _application: str, /) -> str:
+        """
+        Write the HCL that grants some uses of a transit key.
+
+        Vault cannot tell applications apart.
+
+        Raises:
+            ConfigurationError: *uri* does not name a transit key.
+        """
+        return policy_of(TransitKey.from_uri(uri), uses)
 
     @property
     def uri(self) -> str:
@@ -288,5 +302,6 @@ if TYPE_CHECKING:
     _generation: type[SupportsGeneration] = VaultTransitAdapter
     _rewrap: type[SupportsRewrap] = VaultTransitAdapter
     _check: type[SupportsCheck] = VaultTransitAdapter
+    _policy: SupportsPolicy = VaultTransitAdapter
     _versions: type[SupportsVersions] = VaultTransitAdapter
     _version: type[TellsVersion] = VaultTransitAdapter

@@ -6,19 +6,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eventseal.errors import EventSealError, KmsKeyStateError
-from eventseal.kms import PermissionCheck
+from eventseal.kms import KmsUse, PermissionCheck
 from eventseal_kms.outcomes import value_of
 from eventseal_kms.vault.failures import policy_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from typing import Self
 
     from eventseal_kms.vault.session import VaultSession
     from eventseal_kms.vault.transit_key import TransitKey
 
 _CAPABILITIES = "sys/capabilities-self"
-_NEEDED = (("encrypt", "update"), ("decrypt", "update"), ("rewrap", "update"), ("keys", "read"))
+_TO_WRAP = frozenset({KmsUse.GENERATE, KmsUse.WRAP})
+_NEEDED = (
+    ("encrypt", "update", _TO_WRAP),
+    ("decrypt", "update", frozenset({KmsUse.UNWRAP})),
+    ("rewrap", "update", frozenset({KmsUse.REWRAP})),
+    ("keys", "read", _TO_WRAP | {KmsUse.DESCRIBE}),
+)
 _FOR_ROTATION = frozenset({"rewrap"})
 _ALL = "root"
 
@@ -104,15 +110,25 @@ def check_key(session: VaultSession, key: TransitKey) -> list[PermissionCheck]:
     Raises:
         KmsError: Vault refused the checks, or did not answer.
     """
-    paths = [key.path(operation) for operation, _ in _NEEDED]
+    paths = [key.path(operation) for operation, _, _ in _NEEDED]
     answer = value_of(session.ask("post", _CAPABILITIES, {"paths": paths}))
-    checks = [_permission(key, operation, wanted, answer.data) for operation, wanted in _NEEDED]
+    checks = [_permission(key, *needed, answer.data) for needed in _NEEDED]
     if checks[-1].granted:
         checks.append(_fitness(session, key))
     return checks
 
 
-def _permission(key: TransitKey, operation: str, wanted: str, held: Mapping[str, Any]) -> PermissionCheck:
+def policy_of(key: TransitKey, uses: Collection[KmsUse]) -> str:
+    """Write the policy that grants some uses, one line for each path."""
+    paths = [(key.path(operation), wanted) for operation, wanted, needed_by in _NEEDED if needed_by & {*uses}]
+    if KmsUse.END in uses:
+        paths += [(f"{key.path('keys')}/{verb}", "update") for verb in ("rotate", "config", "trim")]
+    return "\n".join([policy_line(path, wanted) for path, wanted in paths])
+
+
+def _permission(
+    key: TransitKey, operation: str, wanted: str, uses: frozenset[KmsUse], held: Mapping[str, Any]
+) -> PermissionCheck:
     path = key.path(operation)
     granted = not {wanted, _ALL}.isdisjoint(held.get(path) or ())
     return PermissionCheck(
@@ -120,6 +136,7 @@ def _permission(key: TransitKey, operation: str, wanted: str, held: Mapping[str,
         granted=granted,
         detail="" if granted else policy_line(path, wanted),
         required=operation not in _FOR_ROTATION,
+        uses=uses,
     )
 
 
@@ -129,4 +146,5 @@ def _fitness(session: VaultSession, key: TransitKey) -> PermissionCheck:
         action=f"{key.path('keys')} is a derived key that encrypts",
         granted=defect is None,
         detail="" if defect is None else f"{defect} ({defect.remedy})",
+        uses=_TO_WRAP,
     )

@@ -48,6 +48,7 @@ Exit codes:
 _COMMANDS = {  # and the first sentence of each one's help
     "init": "Write settings, check the KMS, create tables and first keys.",
     "doctor": "Check everything that EventSeal needs, and report problems.",
+    "policy": "Print the rights that a role needs, for these settings.",
     "keys": "List the application's keys, and the number of their items.",
     "inspect": "Show the header of an envelope, without any key.",
     "rotate": "Create a new active key for every scope, or for named scopes.",

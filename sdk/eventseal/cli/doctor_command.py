@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from eventseal.cli.exits import ExitCode, exit_code
 from eventseal.cli.output import print_json, printable, verbatim
 from eventseal.cli.shared_options import Options, with_options
 from eventseal.configuration.diagnosis import Finding, Severity, diagnose
+from eventseal.configuration.roles import Role  # noqa: TC001 - read at run time, for the option's type
 from eventseal.errors import ConfigurationError
 from eventseal.wording import counted
 
@@ -24,12 +25,15 @@ EXAMPLES = """\b
 Examples:
   eventseal doctor
   eventseal doctor --json | jq '.findings[] | select(.severity == "error")'
+  eventseal doctor --role reader
 """
 
 
 @with_options()
 def doctor(
     options: Options,
+    *,
+    role: Annotated[Role | None, typer.Option(help="Check only what this role needs.")] = None,
 ) -> None:
     """
     Check everything that EventSeal needs, and report problems.
@@ -39,6 +43,9 @@ def doctor(
     tables, the ledger, migrations and jobs. It changes nothing. Each problem comes
     with a statement or a command that you can paste.
 
+    With --role, it checks that this process and its database user can do the work of
+    one role: see `eventseal policy`.
+
     If there is nothing to do, the exit code is 0. It is 2 if settings or
     permissions are wrong, and 3 if the KMS or the database is unavailable. For every
     other problem it is 1.
@@ -46,7 +53,7 @@ def doctor(
     with suppress(ConfigurationError):  # the diagnosis reports it as a finding
         options.settings()
     found: list[Finding] = []
-    for finding in diagnose(options.config):
+    for finding in diagnose(options.config, role=role):
         found.append(finding)
         if not options.as_json:
             _print(finding)

@@ -16,6 +16,7 @@ from eventseal.errors import (
     KmsForbiddenError,
     KmsKeyStateError,
     StoreError,
+    StoreForbiddenError,
     StoreReadOnlyError,
 )
 
@@ -51,6 +52,7 @@ _BY_ERROR: tuple[tuple[type[EventSealError], ExitCode], ...] = (
     (KmsForbiddenError, ExitCode.USAGE),
     (KmsKeyStateError, ExitCode.USAGE),
     (StoreReadOnlyError, ExitCode.USAGE),
+    (StoreForbiddenError, ExitCode.USAGE),
     (ItemNotFoundError, ExitCode.USAGE),
     (KmsError, ExitCode.TRY_AGAIN),
     (StoreError, ExitCode.TRY_AGAIN),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
@@ -10,7 +11,7 @@ from eventseal.errors import ConfigurationError
 from eventseal.suites.hkdf import length_prefixed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -64,6 +65,26 @@ class WrappedKey:
     ciphertext: bytes = field(repr=False)
 
 
+class KmsUse(StrEnum):
+    """
+    A use of a KEK, with permissions of its own.
+
+    - ``GENERATE``: create and wrap new keys.
+    - ``WRAP``: wrap keys that were created elsewhere.
+    - ``UNWRAP``: unwrap keys.
+    - ``REWRAP``: move wrappings inside the KMS, without showing a key.
+    - ``DESCRIBE``: read the versions and dates of the KEK.
+    - ``END``: delete the KEK, or replace and delete its versions.
+    """
+
+    GENERATE = "generate"
+    WRAP = "wrap"
+    UNWRAP = "unwrap"
+    REWRAP = "rewrap"
+    DESCRIBE = "describe"
+    END = "end"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermissionCheck:
     """
@@ -75,12 +96,14 @@ class PermissionCheck:
         detail: The missing permission, with the statement that grants it. Empty if granted.
         required: Whether EventSeal needs it to create and unwrap keys. Rotation and additional KEKs need the
             others.
+        uses: The uses that need the permission. If it is empty, every use does.
     """
 
     action: str
     granted: bool
     detail: str = ""
     required: bool = True
+    uses: frozenset[KmsUse] = frozenset()
 
 
 @runtime_checkable
@@ -145,6 +168,30 @@ class SupportsCheck(Protocol):
 
         Raises:
             KmsError: The KMS could not check any permission.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsPolicy(Protocol):
+    """An adapter class that writes policies for its KMS."""
+
+    def policy(self, uri: str, uses: Collection[KmsUse], application: str, /) -> str:
+        """
+        Write the policy that grants only some uses of one KEK.
+
+        It calls no KMS, and it creates no adapter.
+
+        Args:
+            uri: The URI of the KEK, as it is configured.
+            uses: The uses to grant.
+            application: The application whose keys may be used, if the KMS can tell applications apart.
+
+        Returns:
+            The policy in the language of the KMS, in one line or several.
+
+        Raises:
+            ConfigurationError: *uri* does not name a KEK.
         """
         ...
 

@@ -266,7 +266,7 @@ def eventsourcing_table(
     return SealedTable(
         application=application,
         table=name,
-        collection=_SNAPSHOTS if table.endswith(_SNAPSHOTS) else "items",
+        collection=_SNAPSHOTS if holds_snapshots(table) else "items",
         columns={
             "sequence_id": SealedColumn(COLUMNS["sequence_id"], kind),
             "position": SealedColumn(COLUMNS["position"], ColumnKind.INTEGER),
@@ -274,6 +274,11 @@ def eventsourcing_table(
             "data": SealedColumn(COLUMNS["data"], ColumnKind.BINARY),
         },
     )
+
+
+def holds_snapshots(name: str) -> bool:
+    """Return whether a table of the library holds snapshots, by its name."""
+    return name.endswith(_SNAPSHOTS)
 
 
 def _check_types(name: str, types: Mapping[str, TypeEngine[Any]]) -> None:

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from eventseal.errors import KmsForbiddenError
-from eventseal.kms import EncryptionContext
+from eventseal.kms import EncryptionContext, KmsUse
 from eventseal_kms.aws import AwsKmsAdapter
 
 ROOT = Path(__file__).parents[3]
@@ -96,6 +96,28 @@ def test_no_role_reaches_another_application_or_another_key(kms, key, adapter, r
         assert not succeeds(
             lambda own=own, wrapped=wrapped, context=context: own.rewrap_many([(wrapped, context)])
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "uses"),
+    [
+        ("writer", {KmsUse.GENERATE, KmsUse.UNWRAP}),
+        ("reader", {KmsUse.UNWRAP}),
+        ("rewrapper", {KmsUse.REWRAP, KmsUse.DESCRIBE}),
+    ],
+)
+def test_the_adapter_writes_the_policies_of_the_page(name, uses):
+    assert grants_of(AwsKmsAdapter.policy(KEY_IN_PAGE, uses, "shop")) == grants_of(POLICIES[name])
+
+
+def grants_of(policy):
+    """Return what each statement grants, whatever it is called."""
+    found = []
+    for statement in json.loads(policy)["Statement"]:
+        actions = statement["Action"]
+        every = {actions} if isinstance(actions, str) else {*actions}
+        found.append((every, statement["Resource"], statement.get("Condition")))
+    return found
 
 
 def test_check_finds_in_each_role_what_the_page_says(kms, key, role):

@@ -12,7 +12,7 @@ import pytest
 from tests.fixtures.openbao import OpenBao
 
 from eventseal.errors import KmsForbiddenError
-from eventseal.kms import EncryptionContext
+from eventseal.kms import EncryptionContext, KmsUse
 from eventseal_kms.vault import VaultTransitAdapter
 from eventseal_kms.vault.failures import MEANINGS
 
@@ -174,6 +174,24 @@ def test_each_policy_grants_its_actions_and_is_refused_all_others(server, token_
                 raise
         allowed.add(action)
     assert allowed == GRANTED[policy]
+
+
+@pytest.mark.parametrize(
+    ("uses", "policies"),
+    [
+        ({KmsUse.GENERATE}, ["writer"]),
+        ({KmsUse.WRAP}, ["writer"]),
+        ({KmsUse.UNWRAP}, ["reader"]),
+        ({KmsUse.GENERATE, KmsUse.UNWRAP}, ["writer", "reader"]),
+        ({KmsUse.REWRAP, KmsUse.DESCRIBE}, ["rewrapper"]),
+        ({KmsUse.DESCRIBE, KmsUse.END, KmsUse.REWRAP}, ["custodian", "rotator"]),
+        (set(KmsUse), ["roller"]),
+    ],
+)
+def test_the_adapter_writes_the_lines_of_the_page(uses, policies):
+    written = VaultTransitAdapter.policy("vault-transit://transit/orders", uses, "shop")
+    lines = {line for name in policies for line in POLICIES[name].splitlines()}
+    assert sorted(written.splitlines()) == sorted(lines)
 
 
 def adapter_with(server, token):

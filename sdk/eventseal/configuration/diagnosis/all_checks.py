@@ -22,8 +22,9 @@ from eventseal.configuration.diagnosis.registry_checks import (
     check_migration,
     check_registry,
 )
-from eventseal.configuration.diagnosis.table_checks import check_fences, check_tables
+from eventseal.configuration.diagnosis.table_checks import check_fences, check_rights, check_tables
 from eventseal.configuration.loading import environment_names, load_settings, settings_file
+from eventseal.configuration.roles import Role, kek_uses
 from eventseal.errors import EventSealError, MissingTableError, StoreReadOnlyError
 from eventseal.wording import counted, shell_word
 
@@ -40,13 +41,14 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _LOCAL = "local://"
 
 
-def diagnose(path: Path | None = None) -> Iterator[Finding]:
+def diagnose(path: Path | None = None, *, role: Role | None = None) -> Iterator[Finding]:
     """
     Check everything that EventSeal needs, and report problems. Nothing is changed.
 
     Args:
         path: The settings file. If it is ``None``: the file that ``EVENTSEAL_CONFIG`` names, else
             ``eventseal.toml`` if it exists.
+        role: Check only what this role needs. With ``None``, check everything.
 
     Returns:
         The findings, one after the other. A check that an earlier problem makes impossible is left out.
@@ -57,16 +59,17 @@ def diagnose(path: Path | None = None) -> Iterator[Finding]:
         yield SETTINGS.raised(error)
         return
     yield from _check_settings(path, settings)
-    adapters: list[KmsAdapter] = []
+    by_uri: dict[str, KmsAdapter] = {}
     if settings.kms_key:
-        yield from build_adapters(settings, adapters)
-        for number, adapter in enumerate(adapters):
-            yield from check_kek(adapter, settings.application, is_first=number == 0)
+        yield from build_adapters(settings, by_uri)
+    for uri, adapter in by_uri.items():
+        uses = None if role is None else kek_uses(settings, role)[uri]
+        yield from check_kek(adapter, settings.application, is_first=uri == settings.kms_key[0], uses=uses)
     stores: list[Stores] = []
     yield from _open(settings, stores)
     for opened in stores:
         try:
-            yield from _check_stores(opened, adapters)
+            yield from _check_stores(opened, list(by_uri.values()), role)
         finally:
             opened.close()
 
@@ -101,12 +104,15 @@ def _open(settings: Settings, stores: list[Stores]) -> Iterator[Finding]:
     yield from ()
 
 
-def _check_stores(stores: Stores, adapters: list[KmsAdapter]) -> Iterator[Finding]:
+def _check_stores(stores: Stores, adapters: list[KmsAdapter], role: Role | None) -> Iterator[Finding]:
     if not stores.are_present():
         yield DATABASE.raised(missing_file())
         return
     engines = databases(stores.datastore)
-    found = [finding for what, engine in engines.items() for finding in check_database(what, engine)]
+    writes = role is None or role.writes
+    found = [
+        finding for what, engine in engines.items() for finding in check_database(what, engine, writes=writes)
+    ]
     for what, engine in engines.items():
         if engine.dialect.name == "postgresql" and not any(finding.cause for finding in found):
             found += check_pooler(what, engine, stores.settings.pooler)
@@ -117,17 +123,25 @@ def _check_stores(stores: Stores, adapters: list[KmsAdapter]) -> Iterator[Findin
         return  # each further check would only report the same
     for what, engine in engines.items():
         yield from check_clock(what, engine)
-        if engine.dialect.name == "sqlite":
+        if writes and engine.dialect.name == "sqlite":
             yield from check_writable(engine)
-    found = list(check_tables(stores.datastore))
+    found = list(check_tables(stores.datastore, role))
     yield from found
     if any(isinstance(finding.cause, MissingTableError) for finding in found):
         return
-    yield from check_registry(stores)
-    yield from check_fences(stores)
+    if role is not None:
+        found = list(check_rights(stores, role))
+        yield from found
+        if any(finding.severity.asks_for_action for finding in found):
+            return  # the other checks need these rights
+    checks_all = role is None or role.reads_all
+    if checks_all:
+        yield from check_registry(stores)
+        yield from check_fences(stores)
     yield from check_keys(stores, adapters)
     yield from check_wrappings(stores, adapters)
-    yield from check_ledger(stores, adapters)
-    yield from check_migration(stores)
-    yield from check_encrypted(stores)
-    yield from check_jobs(stores)
+    if checks_all:
+        yield from check_ledger(stores, adapters)
+        yield from check_migration(stores)
+        yield from check_encrypted(stores)
+        yield from check_jobs(stores)

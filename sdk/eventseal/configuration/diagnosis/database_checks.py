@@ -66,13 +66,14 @@ def databases(datastore: SQLAlchemyDatastore) -> dict[str, Engine]:
 
 
 @DATABASE.check
-def check_database(what: str, engine: Engine) -> Iterator[Finding]:
+def check_database(what: str, engine: Engine, *, writes: bool) -> Iterator[Finding]:
     """
     Check one database.
 
     Args:
         what: The content of the database, for messages.
         engine: The engine of the database.
+        writes: Whether it must be possible to write, and durably.
 
     Raises:
         StoreError: The database does not answer, so nothing in it can be checked.
@@ -81,7 +82,7 @@ def check_database(what: str, engine: Engine) -> Iterator[Finding]:
     doing = f"connecting to {redacted(engine.url)}"
     if engine.dialect.name == "postgresql":
         facts = read(engine, lambda connection: connection.execute(_SERVER_FACTS).one(), doing=doing)
-        yield from _check_server(what, facts)
+        yield from _check_server(what, facts, writes=writes)
     else:
         yield from read(engine, lambda connection: list(_check_file(what, connection)), doing=doing)
 
@@ -184,7 +185,7 @@ def check_clock(what: str, engine: Engine) -> Iterator[Finding]:
         yield CLOCK.ok(f"the clock of the database ({what}) agrees with this machine")
 
 
-def _check_server(what: str, facts: Row[tuple[object, ...]]) -> Iterator[Finding]:
+def _check_server(what: str, facts: Row[tuple[object, ...]], *, writes: bool) -> Iterator[Finding]:
     yield DATABASE.ok(
         f"{what}: PostgreSQL {facts.version}, database {facts.name}, role {facts.role}, "
         f"{facts.isolation} by default"
@@ -195,11 +196,6 @@ def _check_server(what: str, facts: Row[tuple[object, ...]]) -> Iterator[Finding
             f"{what}: PostgreSQL {facts.version} is older than 12, which the fences need",
             "Upgrade the server.",
         )
-    if facts.in_recovery:
-        yield _read_only(what, "the server is a replica", "Use a connection to the primary.")
-    elif facts.read_only == "on":
-        remedy = f"ALTER ROLE {_quoted(facts.role)} SET default_transaction_read_only = off;"
-        yield _read_only(what, "transactions are read-only by default", remedy)
     if facts.encoding != "UTF8":
         yield DATABASE.problem(
             ConfigurationError,
@@ -207,7 +203,17 @@ def _check_server(what: str, facts: Row[tuple[object, ...]]) -> Iterator[Finding
             f"CREATE DATABASE {_quoted(f'{facts.name}_utf8')} ENCODING 'UTF8' TEMPLATE template0; then move "
             "all data.",
         )
-    yield from _check_durability(what, facts)
+    if writes:
+        yield from _check_writes(what, facts)
+        yield from _check_durability(what, facts)
+
+
+def _check_writes(what: str, facts: Row[tuple[object, ...]]) -> Iterator[Finding]:
+    if facts.in_recovery:
+        yield _read_only(what, "the server is a replica", "Use a connection to the primary.")
+    elif facts.read_only == "on":
+        remedy = f"ALTER ROLE {_quoted(facts.role)} SET default_transaction_read_only = off;"
+        yield _read_only(what, "transactions are read-only by default", remedy)
 
 
 def _quoted(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -19,12 +20,20 @@ from eventseal.errors import (
 from eventseal.keys.records import new_key_id
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import BRANCH_PREFIX
-from eventseal.kms import EncryptionContext, SupportsCheck, TellsVersion, adapter_from_uri
+from eventseal.kms import (
+    EncryptionContext,
+    KmsUse,
+    SupportsCheck,
+    SupportsDeletion,
+    SupportsVersions,
+    TellsVersion,
+    adapter_from_uri,
+)
 from eventseal.rotation.status.key_totals import key_under, keys_without_wrapping
 from eventseal.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from eventseal.configuration.assembly import Stores
     from eventseal.configuration.diagnosis.findings import Finding
@@ -34,17 +43,17 @@ if TYPE_CHECKING:
 
 
 @KMS.check
-def build_adapters(settings: Settings, adapters: list[KmsAdapter]) -> Iterator[Finding]:
+def build_adapters(settings: Settings, adapters: dict[str, KmsAdapter]) -> Iterator[Finding]:
     """
     Create the adapter of each configured KEK, and report failures.
 
     Args:
         settings: The settings that name the KEKs.
-        adapters: The list to which the adapters are added.
+        adapters: The mapping to which the adapters are added, by their URIs in the settings.
     """
     for uri in configured_keks(settings):
         try:
-            adapters.append(adapter_from_uri(uri))
+            adapters[uri] = adapter_from_uri(uri)
         except EventSealError as error:
             yield KMS.raised(error)
         except ImportError as error:
@@ -54,7 +63,9 @@ def build_adapters(settings: Settings, adapters: list[KmsAdapter]) -> Iterator[F
 
 
 @KMS.check
-def check_kek(adapter: KmsAdapter, application: str, *, is_first: bool) -> Iterator[Finding]:
+def check_kek(
+    adapter: KmsAdapter, application: str, *, is_first: bool, uses: Collection[KmsUse] | None
+) -> Iterator[Finding]:
     """
     Check the permissions on a KEK.
 
@@ -64,14 +75,18 @@ def check_kek(adapter: KmsAdapter, application: str, *, is_first: bool) -> Itera
         adapter: The adapter of the KEK.
         application: The application's name for the encryption context, which policies may require.
         is_first: Whether the KEK creates new keys. The other KEKs wrap them.
+        uses: Check only the permissions of these uses, and require all of them. With ``None``, check all.
 
     Raises:
         KmsError: The KMS could not check any permission, or a trial of the KEK failed.
     """
     if not isinstance(adapter, SupportsCheck):
-        yield from _try(adapter, application)
+        if uses is None or KmsUse.GENERATE in uses:
+            yield from _try(adapter, application)
         return
     checks = adapter.check(application)
+    if uses is not None:
+        checks = [replace(check, required=True) for check in checks if not check.uses or check.uses & {*uses}]
     granted = [check.action for check in checks if check.granted]
     if granted:
         yield KMS.ok(f"permissions on {adapter.uri}: {', '.join(granted)}")
@@ -84,10 +99,16 @@ def check_kek(adapter: KmsAdapter, application: str, *, is_first: bool) -> Itera
                 check.detail,
                 Severity.ERROR if check.required else Severity.NOTE,
             )
-    if not is_first and all(check.granted for check in checks if check.required):
+    wraps = not is_first if uses is None else KmsUse.WRAP in uses
+    if wraps and all(check.granted for check in checks if check.required):
         # Only a further KEK needs the permission to wrap. Without this trial, only the next new key would
         # show that it is missing.
         adapter.wrap(bytes(32), _context(application))
+    if uses is not None and KmsUse.END in uses and isinstance(adapter, SupportsDeletion | SupportsVersions):
+        yield KMS.note(
+            f"the permissions to end {adapter.uri} were not tried",
+            "Compare the policy in the KMS with the output of: eventseal policy --role custodian",
+        )
 
 
 def _try(adapter: KmsAdapter, application: str) -> Iterator[Finding]:

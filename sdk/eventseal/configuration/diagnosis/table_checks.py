@@ -10,10 +10,12 @@ from sqlalchemy.schema import CreateIndex
 
 from eventseal.configuration.diagnosis.findings import FENCES, TABLES, Severity
 from eventseal.configuration.diagnosis.registry_checks import reachable_tables
-from eventseal.errors import ConfigurationError, IntegrityError, MissingTableError, StoreError
+from eventseal.configuration.roles import quoted, store_policies
+from eventseal.errors import ConfigurationError, IntegrityError, MissingTableError, StoreForbiddenError
 from eventseal.keys.states import KeyState
 from eventseal.rotation.table_checks import differing_items
 from eventseal.storage.database.column_types import HoldsUUID
+from eventseal.storage.database.engines import make_engine
 from eventseal.storage.database.table_setup import ADDED, KEY_ID, column_addition, column_indexes
 from eventseal.storage.database.transactions import read, reads
 from eventseal.storage.items.fences import CLOSED, fence_states, missing_fence_triggers
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from eventseal.configuration.assembly import Stores
     from eventseal.configuration.diagnosis.findings import Finding
+    from eventseal.configuration.roles import Grant, Role
     from eventseal.keys.records import KeyRecord
     from eventseal.storage import SQLAlchemyDatastore
     from eventseal.storage.items.tables import SealedTable
@@ -38,28 +41,30 @@ if TYPE_CHECKING:
 
 _INIT = "eventseal init"
 _RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
+_OBJECT = {"TABLE": "to_regclass", "SEQUENCE": "to_regclass", "SCHEMA": "to_regnamespace"}
 
 
 @TABLES.check
-def check_tables(datastore: SQLAlchemyDatastore) -> Iterator[Finding]:
+def check_tables(datastore: SQLAlchemyDatastore, role: Role | None) -> Iterator[Finding]:
     """
     Compare the existing tables with the needed ones.
 
     Args:
         datastore: The datastore, which lists the items' tables.
+        role: The role that is checked. With ``None``, missing rights are worth a note.
     """
     others = [*fence_metadata.sorted_tables, *job_metadata.sorted_tables]
     items = [record.__table__ for record in datastore.tables] + others
     keys = list(key_metadata.sorted_tables)
     if datastore.key_engine is datastore.engine:
-        yield from _check(datastore.engine, "items and keys", items + keys)
+        yield from _check(datastore.engine, "items and keys", items + keys, role)
     else:
-        yield from _check(datastore.engine, "items", items)
-        yield from _check(datastore.key_engine, "keys", keys)
+        yield from _check(datastore.engine, "items", items, role)
+        yield from _check(datastore.key_engine, "keys", keys, role)
 
 
-def _check(engine: Engine, what: str, tables: Sequence[Table]) -> Iterator[Finding]:
-    look = partial(_differences, tables=tables)
+def _check(engine: Engine, what: str, tables: Sequence[Table], role: Role | None) -> Iterator[Finding]:
+    look = partial(_differences, tables=tables, role=role)
     found = read(engine, look, doing=f"comparing the tables of the {what}")
     yield from found
     if not any(finding.severity.asks_for_action for finding in found):
@@ -67,7 +72,7 @@ def _check(engine: Engine, what: str, tables: Sequence[Table]) -> Iterator[Findi
         yield TABLES.ok(f"{what}: {counted(len(tables), 'table')} as needed: {names}")
 
 
-def _differences(connection: Connection, tables: Sequence[Table]) -> list[Finding]:
+def _differences(connection: Connection, tables: Sequence[Table], role: Role | None) -> list[Finding]:
     inspector = inspect(connection)
     found: list[Finding] = []
     for table in tables:
@@ -77,7 +82,7 @@ def _differences(connection: Connection, tables: Sequence[Table]) -> list[Findin
         found += _missing_columns(connection, inspector, table)
         found += _missing_keys(connection, inspector, table)
         found += _missing_indexes(connection, table)
-        if connection.dialect.name == "postgresql":
+        if role is None and connection.dialect.name == "postgresql":
             found += _missing_rights(connection, table)
     return found
 
@@ -153,13 +158,56 @@ def _missing_rights(connection: Connection, table: Table) -> Iterator[Finding]:
     role, *granted = connection.execute(query, {"t": name}).one()
     denied = [right for right, is_granted in zip(_RIGHTS, granted, strict=True) if not is_granted]
     if denied:
-        error = StoreError(
+        error = StoreForbiddenError(
             f"role {role} has no {', '.join(denied)} on table {table.fullname}",
             remedy=f"GRANT {', '.join(denied)} ON {name} TO {quote(role)};",
         )
         # Each service needs only the rights that it uses: a service that appends never deletes.
         is_fatal = "SELECT" in denied
         yield TABLES.raised(error, Severity.ERROR if is_fatal else Severity.NOTE)
+
+
+@TABLES.check
+def check_rights(stores: Stores, role: Role) -> Iterator[Finding]:
+    """
+    Check that each PostgreSQL user has the privileges of a role.
+
+    Args:
+        stores: The databases, and the settings.
+        role: The role.
+    """
+    for policy in store_policies(stores, role):
+        if policy.settings is None or not policy.is_on_server:
+            continue
+        engine = make_engine(policy.settings)
+        try:
+            denied = read(engine, partial(_denied, grants=policy.grants), doing="reading the privileges")
+        finally:
+            engine.dispose()
+        for grant, user in denied:
+            yield TABLES.problem(
+                StoreForbiddenError,
+                f"{policy.holds}: role {user} has no {', '.join(grant.privileges)} on "
+                f"{grant.kind.lower()} {grant.name}, which a {role} needs",
+                grant.statement(quoted(user)),
+            )
+        if not denied:
+            yield TABLES.ok(f"{policy.holds}: all privileges that a {role} needs")
+
+
+def _denied(connection: Connection, grants: Sequence[Grant]) -> list[tuple[Grant, str]]:
+    """Return the privileges that the user lacks, with the user. A missing table lacks none."""
+    denied: list[tuple[Grant, str]] = []
+    for grant in grants:
+        rights = ", ".join(
+            f"has_{grant.kind.lower()}_privilege({_OBJECT[grant.kind]}(:name)::oid, '{right}')"
+            for right in grant.privileges
+        )
+        user, *held = connection.execute(text(f"SELECT current_user, {rights}"), {"name": grant.name}).one()
+        lacking = [right for right, is_held in zip(grant.privileges, held, strict=True) if is_held is False]
+        if lacking:
+            denied.append((grant._replace(privileges=tuple(lacking)), user))
+    return denied
 
 
 MOST_KEYS = 1000

@@ -407,7 +407,9 @@ class FileLedger(Ledger):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(LedgerFile(path))
+        lines = LedgerFile(path)
+        super().__init__(lines)
+        self.path = lines.path
 
 
 class DatabaseLedger(Ledger):

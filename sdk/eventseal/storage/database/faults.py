@@ -22,6 +22,7 @@ from eventseal.errors import (
     EventSealError,
     MissingTableError,
     StoreError,
+    StoreForbiddenError,
     StoreReadOnlyError,
     StoreUnavailableError,
 )
@@ -63,7 +64,6 @@ _NO_OPTIONS = (
     "Remove `options` from the URL of the database: the pooler does not pass it on. Give the role the "
     "setting: ALTER ROLE ... SET ..."
 )
-_GRANT = "Grant this database user the privilege on the table that the message names."
 _SHOW_EVERY_ROW = (
     "Run the command as a role that sees every row: a superuser can give a role BYPASSRLS with ALTER ROLE. "
     "Or, as the table's owner, run ALTER TABLE ... NO FORCE ROW LEVEL SECURITY, then run the command again. "
@@ -235,7 +235,7 @@ def _server_error(error: DBAPIError, doing: str) -> EventSealError:
     if state == _FORBIDDEN:
         diagnosis = getattr(error.orig, "diag", None)
         hides_rows = getattr(diagnosis, "source_function", None) == _HIDES_ROWS
-        return StoreError(said, remedy=_SHOW_EVERY_ROW if hides_rows else _GRANT)
+        return StoreForbiddenError(said, remedy=_SHOW_EVERY_ROW if hides_rows else None)
     if state == _UNDEFINED_TABLE:
         found = _QUOTED.search(text)
         return MissingTableError(said, table=found[1] if found else None)
