@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MAX_FILE_SIZE = 1024
 _FORBIDDEN_BITS = stat.S_IRWXG | stat.S_IRWXO
 _NOT_A_KEY = (
-    "Restore the file from a backup. In a new project, move the file away, then run `eventseal init`."
+    "Restore the file from a backup. In a new project, move the file away, then run `eventseal init` again."
 )
 
 

@@ -283,7 +283,8 @@ def _checked(outcome: bytes | IntegrityError, context: EncryptionContext) -> byt
 def _changed(context: EncryptionContext) -> IntegrityError:
     return IntegrityError(
         f"the wrapping of key {context.key_id} does not authenticate: it was changed, or wraps another key",
-        remedy="Find out who changed the wrapping, and restore the key's row in key_wrappings from a backup.",
+        remedy="Find out who changed the wrapping, and restore the key's row in "
+        "eventseal_key_wrappings from a backup.",
     )
 
 

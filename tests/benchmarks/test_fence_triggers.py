@@ -36,7 +36,7 @@ class Appends:
                 on = f" ON {EVENTS}" if self.store.on_postgresql else ""
                 self.store.execute(f"DROP TRIGGER eventseal_fence_{event}_{EVENTS}{on}")
         if contender == WITHOUT:
-            name = index_name(self.store.seal.datastore.engine.dialect, self.table)
+            name = index_name(self.store.seal.datastore.engine, self.table)
             self.store.execute(f"DROP INDEX {name}")
         with self.store.seal.datastore.engine.connect() as connection:
             assert has_fence_triggers(connection, self.table) is (contender == FENCED)

@@ -19,6 +19,7 @@ from eventseal.cli.exits import ExitCode, exit_code
 
 COMMANDS = (
     "init",
+    "upgrade",
     "doctor",
     "policy",
     "keys",
@@ -137,7 +138,7 @@ def test_a_database_that_is_not_there_is_not_made(run, store):
 
 
 def test_a_missing_table_sends_to_init(run, store, query):
-    query("DROP TABLE sealed_tables")
+    query("DROP TABLE eventseal_sealed_tables")
     assert "eventseal init" in run("verify", exits=2).stderr
     assert run("init").exit_code == 0
     run("verify")

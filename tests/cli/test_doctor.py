@@ -54,7 +54,7 @@ def test_a_finding_that_is_nobodys_outage_exits_with_1(run, with_ledger, query):
     query(f"DROP INDEX {name}")
     shown = run("doctor", exits=1).stdout
     assert "warning  registry  table snapshots lacks an index on the key ids in its envelopes" in shown
-    assert "         remedy: eventseal init" in shown
+    assert "         remedy: eventseal upgrade" in shown
     assert shown.endswith("0 errors, 1 warning\n")
 
 
@@ -65,7 +65,10 @@ def test_a_table_that_shares_its_collection_is_named_with_the_command_that_moves
         data = seal.cipher.encrypt(b"{}", place)
         item = SequencedItem(place.sequence_id, place.position, place.topic, data, inspect(data).key_id)
         SQLAlchemyActiveRecordStrategy(TimestampSequencedItemRecord, seal.datastore.session).append(item)
-    query("UPDATE sealed_tables SET collection = 'items' WHERE table_name = 'timestamp_sequenced_items'")
+    query(
+        "UPDATE eventseal_sealed_tables SET collection = 'items' WHERE table_name = "
+        "'timestamp_sequenced_items'"
+    )
     assert "1 opened item is bound to a former collection" in run("verify").stdout
     move = "eventseal reencrypt --table timestamp_sequenced_items --to-collection timestamp_items"
     shown = run("doctor", exits=2).stdout
@@ -79,8 +82,9 @@ def test_a_table_that_shares_its_collection_is_named_with_the_command_that_moves
 def test_two_tables_of_ones_own_with_one_collection_are_named(run, store, query):
     query("CREATE TABLE orders AS SELECT * FROM integer_sequenced_items")
     query(
-        "INSERT INTO sealed_tables SELECT application, database_name, 'orders', collection, columns, "
-        "old_formats FROM sealed_tables WHERE table_name = 'integer_sequenced_items'"
+        "INSERT INTO eventseal_sealed_tables SELECT application, database_name, 'orders', "
+        "collection, columns, "
+        "old_formats FROM eventseal_sealed_tables WHERE table_name = 'integer_sequenced_items'"
     )
     shown = run("doctor", exits=2).stdout
     assert "table orders has the collection 'items', like integer_sequenced_items" in shown
@@ -119,7 +123,7 @@ def test_what_must_be_corrected_decides_the_exit_code(causes, code):
 
 
 def test_what_an_edit_put_in_a_row_does_not_reach_the_terminal(run, store, query):
-    query("UPDATE sealed_tables SET table_name = '\x1b[2J' WHERE table_name = 'snapshots'")
+    query("UPDATE eventseal_sealed_tables SET table_name = '\x1b[2J' WHERE table_name = 'snapshots'")
     shown = run("doctor", exits=2).stdout
     assert "\\x1b[2J" in shown
     assert "\x1b" not in shown

@@ -16,19 +16,19 @@ def registry(query):
     class Row:
         @property
         def columns(self) -> dict[str, list[str]]:
-            ((columns,),) = query(f"SELECT columns FROM sealed_tables WHERE table_name = '{ITEMS}'")
+            ((columns,),) = query(f"SELECT columns FROM eventseal_sealed_tables WHERE table_name = '{ITEMS}'")
             return json.loads(columns)
 
         def edit(self, **values: object) -> None:
             for name, value in values.items():
                 said = value if isinstance(value, str) else json.dumps(value)
-                query(f"UPDATE sealed_tables SET {name} = '{said}' WHERE table_name = '{ITEMS}'")
+                query(f"UPDATE eventseal_sealed_tables SET {name} = '{said}' WHERE table_name = '{ITEMS}'")
 
     return Row()
 
 
 def states(query):
-    return sorted(query("SELECT state FROM encryption_keys WHERE purpose = 'data'"))
+    return sorted(query("SELECT state FROM eventseal_encryption_keys WHERE purpose = 'data'"))
 
 
 def swapped(columns):
@@ -51,7 +51,7 @@ EDITS = [swapped, without_key_ids, one_column_twice]
 def test_other_columns_are_a_failure_of_whoever_only_looks(run, store, registry, edit):
     store(3)
     registry.edit(columns=edit(registry.columns))
-    assert f"sealed_tables for table {ITEMS}" in run("verify", exits=1).stdout
+    assert f"eventseal_sealed_tables for table {ITEMS}" in run("verify", exits=1).stdout
     assert ITEMS in run("doctor", exits=1 if edit is one_column_twice else 2).stdout
     run("init")
     run("verify")
@@ -98,9 +98,12 @@ def test_a_listed_table_is_the_applications_own_whoever_is_said_to_have_it(run, 
 def test_a_row_for_a_table_that_is_not_there_can_be_taken_out(run, store, query):
     store(3)
     query(
-        "INSERT INTO sealed_tables (application, database_name, table_name, collection, columns) "
-        "SELECT application, database_name, 'ghosts', 'ghosts', columns FROM sealed_tables "
+        "INSERT INTO eventseal_sealed_tables (application, database_name, table_name, collection, columns) "
+        "SELECT application, database_name, 'ghosts', 'ghosts', columns FROM eventseal_sealed_tables "
         f"WHERE table_name = '{ITEMS}'"
     )
     shown = run("verify", exits=2).stderr
-    assert "If it was dropped on purpose, run: DELETE FROM sealed_tables WHERE table_name = 'ghosts'" in shown
+    assert (
+        "If it was dropped on purpose, run: DELETE FROM eventseal_sealed_tables WHERE table_name = 'ghosts'"
+        in shown
+    )

@@ -43,7 +43,6 @@ def test_its_json_lists_the_steps(run, run_json):
         "settings": True,
         "kek": True,
         "kms": False,
-        "columns": False,
         "tables": True,
         "keys": True,
     }

@@ -173,6 +173,6 @@ def test_a_row_that_is_not_there_is_told_why(run, store, place, said):
 
 def test_a_key_whose_row_cannot_be_read_is_said_to_be_so(run_json, store, query):
     item = store()[0]
-    query("UPDATE encryption_keys SET state = 'edited' WHERE purpose = 'data'")
+    query("UPDATE eventseal_encryption_keys SET state = 'edited' WHERE purpose = 'data'")
     words = ("--table", "integer_sequenced_items", "--sequence", str(item.sequence_id), "--position", "0")
     assert run_json("inspect", *words)["key_state"] == "unreadable"

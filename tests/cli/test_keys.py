@@ -140,7 +140,7 @@ def test_a_row_that_cannot_be_read_is_named_and_the_others_are_listed(
     run, run_json, lax_tables, store, query
 ):
     key_id = store()[0].key_id
-    query("UPDATE encryption_keys SET state = 'edited', binding = 'edited' WHERE purpose = 'data'")
+    query("UPDATE eventseal_encryption_keys SET state = 'edited', binding = 'edited' WHERE purpose = 'data'")
     states = {key["key_id"]: key["state"] for key in run_json("keys")["keys"]}
     assert states.pop(str(key_id)) == "unreadable"
     assert list(states.values()) == ["active"]

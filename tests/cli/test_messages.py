@@ -218,11 +218,11 @@ def test_the_remedy_of_a_damaged_key_file_leads_on_in_a_new_project(run, tmp_pat
     Path("dev.key").write_text("damaged")
     Path("dev.key").chmod(0o600)
     words = ("init", "--kms-key", "local://dev.key", "--store-url", "sqlite:///shop.sqlite")
-    assert "In a new project, move the file away, then run `eventseal init`." in remedies(
+    assert "In a new project, move the file away, then run `eventseal init` again." in remedies(
         run(*words, exits=2)
     )
     Path("dev.key").rename("damaged.key")
-    run("init")
+    run(*words)
     run("verify")
 
 

@@ -108,7 +108,9 @@ def test_status_tells_the_next_step_until_nothing_old_is_read_any_more(run, run_
 def test_of_a_migration_that_stopped_status_tells_how_it_goes_on(run, run_json, old, query):
     run("migrate", "begin")
     run("migrate")
-    query("UPDATE reencryption_jobs SET state = 'running', updated_at = '2020-01-01 00:00:00.000000'")
+    query(
+        "UPDATE eventseal_reencryption_jobs SET state = 'running', updated_at = '2020-01-01 00:00:00.000000'"
+    )
     (step,) = run_json("status")["next"]
     assert step["command"].startswith("eventseal migrate --resume ")
     assert step["reason"].startswith("a migration is not finished: 30 of 30 items done")

@@ -54,7 +54,9 @@ def changed(file: Path, path: str, value) -> Path:
 def test_a_verification_has_a_receipt_of_what_was_proved(run, run_json, verified, query):
     file = verified()
     said = json.loads(file.read_text())
-    (key_id,) = [row[0] for row in query("SELECT key_id FROM encryption_keys WHERE purpose = 'data'")]
+    (key_id,) = [
+        row[0] for row in query("SELECT key_id FROM eventseal_encryption_keys WHERE purpose = 'data'")
+    ]
     assert (said["receipt"], said["application"], said["passed"]) == ("eventseal verification", "shop", True)
     assert said["tables"][ITEMS]["done"] == said["done"] == 5
     assert said["keys"] == {str(UUID(bytes=key_id)): 5}

@@ -45,7 +45,7 @@ def old(store, query):
     """Two hundred items under a key that was rotated, which every process has noticed; gives its id."""
     key_id = store(200)[0].key_id
     rotate()
-    query("UPDATE key_changes SET refresh_interval = 0")
+    query("UPDATE eventseal_key_changes SET refresh_interval = 0")
     return key_id
 
 
@@ -192,7 +192,7 @@ def slow(query):
         assert running.stderr is not None
         for line in running.stderr:
             if line.startswith("reencrypt: "):
-                query("UPDATE reencryption_jobs SET paced_until = paced_until + 3600")
+                query("UPDATE eventseal_reencryption_jobs SET paced_until = paced_until + 3600")
                 return running
         raise AssertionError(f"it ended with {running.wait()}")
 
@@ -316,7 +316,7 @@ def test_a_job_of_another_release_is_refused_with_what_to_do(run, run_json, old,
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=120)
     (job,) = run_json("status")["jobs"]
-    query("UPDATE reencryption_jobs SET layout = 99, release = '99.0'")
+    query("UPDATE eventseal_reencryption_jobs SET layout = 99, release = '99.0'")
     shown = run("reencrypt", "--resume", job["job_id"], exits=4).stderr
     assert "release 99.0" in shown
     assert run_json("reencrypt")["left"] == 0

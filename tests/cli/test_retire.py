@@ -18,7 +18,7 @@ def old(store, query):
     """A rotated key with three items, which every process has noticed."""
     key_id = store(3)[0].key_id
     rotate("application")
-    query("UPDATE key_changes SET refresh_interval = 0")
+    query("UPDATE eventseal_key_changes SET refresh_interval = 0")
     return key_id
 
 
@@ -30,7 +30,7 @@ def rotate(*scopes):
 
 
 def destroyed(query):
-    return query("SELECT count(*) FROM encryption_keys WHERE state = 'destroyed'")[0][0]
+    return query("SELECT count(*) FROM eventseal_encryption_keys WHERE state = 'destroyed'")[0][0]
 
 
 def test_a_key_without_items_goes_and_one_with_items_stays(run_json, old, query):
@@ -59,7 +59,7 @@ def test_a_named_key_that_is_needed_is_refused_with_what_needs_it(run, old, quer
 
 
 def test_an_active_key_is_refused(run, store, query):
-    (active,) = query("SELECT lower(hex(key_id)) FROM encryption_keys WHERE purpose = 'data'")[0]
+    (active,) = query("SELECT lower(hex(key_id)) FROM eventseal_encryption_keys WHERE purpose = 'data'")[0]
     assert "active" in run("retire", "--key", active, "--yes", exits=4).stderr
     assert destroyed(query) == 0
 

@@ -25,7 +25,7 @@ def test_keys_get_the_wrappings_that_they_miss(run_json, store, other):
     done = run_json("rewrap")
     assert (done["done"], done["failed"], done["dry_run"]) == (2, 0, False)
     assert done["by_kek"][other.uri] == 2
-    assert run_json("rewrap")["by_table"]["key_wrappings"]["added"] == 0
+    assert run_json("rewrap")["by_table"]["eventseal_key_wrappings"]["added"] == 0
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_a_kek_that_goes_half_way_exits_with_3_and_the_next_run_goes_on(run, run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalKmsAdapter, "wrap", sometimes)
         assert "away" in run("rewrap", "--batch", "1", exits=3).stderr
-    assert run_json("rewrap")["by_table"]["key_wrappings"]["added"] == 1
+    assert run_json("rewrap")["by_table"]["eventseal_key_wrappings"]["added"] == 1
 
 
 @pytest.mark.parametrize("keys", ["0", "99999999999999999999"], ids=["none", "beyond-any-database"])
@@ -67,6 +67,6 @@ def test_a_batch_that_no_database_takes_is_wrong_use(run, store, keys):
 
 
 def test_a_target_that_is_no_kek_exits_with_2_and_changes_nothing(run, store, query):
-    before = query("SELECT * FROM key_wrappings")
+    before = query("SELECT * FROM eventseal_key_wrappings")
     assert "the KMS key is not written as a key URI\n" in run("rewrap", "--to", "nowhere", exits=2).stderr
-    assert query("SELECT * FROM key_wrappings") == before
+    assert query("SELECT * FROM eventseal_key_wrappings") == before

@@ -64,21 +64,21 @@ def test_json_tells_what_ended(two_keks, run_json) -> None:
 
 
 def test_a_dry_run_tells_the_cost_and_ends_nothing(two_keks, run, query) -> None:
-    before = query("SELECT * FROM key_wrappings ORDER BY 1, 2")
+    before = query("SELECT * FROM eventseal_key_wrappings ORDER BY 1, 2")
     shown = run("roll-epoch", "--to", NEW, "--dry-run").stdout
     assert (
         "Wrappings that would be replaced: 0 under branch keys (by this process), "
         "and 2 under KMS keys (by the KMS)." in shown
     )
-    assert query("SELECT * FROM key_wrappings ORDER BY 1, 2") == before
-    assert query("SELECT * FROM epochs") == []
+    assert query("SELECT * FROM eventseal_key_wrappings ORDER BY 1, 2") == before
+    assert query("SELECT * FROM eventseal_epochs") == []
 
 
 def test_it_asks_and_says_what_nobody_here_can_see(two_keks, run, query, monkeypatch) -> None:
     monkeypatch.setattr("eventseal.cli.output.is_anybody_there", lambda: True)
     refused = run("roll-epoch", "--to", NEW, exits=4, input="n\n")
     assert "in the ledgers of other applications" in refused.stderr
-    assert query("SELECT * FROM kek_fences") == []
+    assert query("SELECT * FROM eventseal_kek_fences") == []
 
 
 def test_without_a_terminal_it_wants_yes(two_keks, run) -> None:
@@ -95,7 +95,10 @@ def test_another_application_in_the_tables_is_named_and_stops_it(two_keks, run) 
 
 
 def test_a_key_that_cannot_be_moved_is_told(two_keks, run, query) -> None:
-    query("UPDATE key_wrappings SET wrapped = x'00' WHERE key_id = (SELECT max(key_id) FROM key_wrappings)")
+    query(
+        "UPDATE eventseal_key_wrappings SET wrapped = x'00' WHERE key_id = (SELECT "
+        "max(key_id) FROM eventseal_key_wrappings)"
+    )
     shown = run("roll-epoch", "--to", NEW, "--yes", exits=1).stdout
     assert "1 key could not be re-wrapped. No KMS key was destroyed." in shown
 
@@ -152,8 +155,8 @@ def test_on_aws_the_receipt_has_both_dates_and_is_given_again(run, run_json, aws
 @pytest.fixture
 def nothing_is_rolled(query):
     yield
-    assert query("SELECT * FROM epochs") == []
-    assert query("SELECT * FROM kek_fences") == []
+    assert query("SELECT * FROM eventseal_epochs") == []
+    assert query("SELECT * FROM eventseal_kek_fences") == []
 
 
 def test_a_receipt_that_cannot_be_written_is_told_before_anything_is_done(
@@ -186,7 +189,10 @@ def test_a_receipt_that_cannot_be_written_at_the_end_leaves_no_half_of_it(two_ke
 
 
 def test_while_it_is_not_complete_there_is_no_receipt(two_keks, run, query) -> None:
-    query("UPDATE key_wrappings SET wrapped = x'00' WHERE key_id = (SELECT max(key_id) FROM key_wrappings)")
+    query(
+        "UPDATE eventseal_key_wrappings SET wrapped = x'00' WHERE key_id = (SELECT "
+        "max(key_id) FROM eventseal_key_wrappings)"
+    )
     shown = run("roll-epoch", "--to", NEW, "--yes", "--receipt", "one.html", exits=1)
     assert "no receipt was written to one.html" in shown.stderr
     assert not Path("one.html").exists()

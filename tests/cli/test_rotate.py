@@ -33,11 +33,13 @@ ITEMS = "integer_sequenced_items"
 @pytest.fixture
 def settled(query):
     """Every process notices a rotation at once."""
-    query("UPDATE key_changes SET refresh_interval = 0")
+    query("UPDATE eventseal_key_changes SET refresh_interval = 0")
 
 
 def states(query):
-    return sorted(query("SELECT scope, state, destroyed_by FROM encryption_keys WHERE purpose = 'data'"))
+    return sorted(
+        query("SELECT scope, state, destroyed_by FROM eventseal_encryption_keys WHERE purpose = 'data'")
+    )
 
 
 def test_it_gives_every_scope_a_new_key_and_touches_no_item(run_json, store, query):
@@ -173,7 +175,7 @@ def until_it_waits(*words):
 def test_it_waits_until_every_process_has_noticed_and_moves_what_was_appended_meanwhile(store, query, late):
     store(3)
     old = late()
-    query("UPDATE key_changes SET refresh_interval = 3")
+    query("UPDATE eventseal_key_changes SET refresh_interval = 3")
     running = until_it_waits()
     running.send_signal(signal.SIGSTOP)  # so that it waits for this process, however slow that is
     assert late() == old
@@ -188,13 +190,13 @@ def test_it_waits_until_every_process_has_noticed_and_moves_what_was_appended_me
 @pytest.mark.slow
 def test_interrupted_while_it_waits_it_says_how_to_go_on(run_json, store, query):
     store(3)
-    query("UPDATE key_changes SET refresh_interval = 600")
+    query("UPDATE eventseal_key_changes SET refresh_interval = 600")
     running = until_it_waits()
     running.send_signal(signal.SIGTERM)
     _, err = running.communicate(timeout=120)
     assert running.returncode == 130
     assert "run `eventseal reencrypt`, then `eventseal retire`" in err
-    query("UPDATE key_changes SET refresh_interval = 0")
+    query("UPDATE eventseal_key_changes SET refresh_interval = 0")
     assert run_json("reencrypt")["complete"] is True
     assert run_json("retire", "--yes")["done"] == 1
 

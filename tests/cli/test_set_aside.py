@@ -146,7 +146,9 @@ def test_a_row_that_opens_or_is_not_there_is_refused(run, broken):
 
 
 def test_a_missing_key_is_a_refusal_and_exits_with_1_among_others(run, run_json, broken, query):
-    query("DELETE FROM key_wrappings WHERE key_id = (SELECT min(key_id) FROM integer_sequenced_items)")
+    query(
+        "DELETE FROM eventseal_key_wrappings WHERE key_id = (SELECT min(key_id) FROM integer_sequenced_items)"
+    )
     place = ("--table", ITEMS, "--sequence", broken, "--position", "3")
     assert "its key cannot be used" in run("set-aside", *place, *REASON, "--yes", exits=4).stderr
     result = run_json("set-aside", *EVERY, "--yes", exits=1)
@@ -176,7 +178,7 @@ def test_words_that_say_nothing_together_are_wrong_use(run, broken, words):
 @pytest.fixture
 def held(run, run_json, broken, query):
     """A rotated key that only two rows hold which are set aside."""
-    query("UPDATE key_changes SET refresh_interval = 0")
+    query("UPDATE eventseal_key_changes SET refresh_interval = 0")
     run("set-aside", *EVERY, "--yes")
     with EventSeal.from_settings() as seal:
         seal.keyring.rotate("application")
@@ -215,10 +217,10 @@ def test_giving_up_asks_and_names_what_is_lost(run, run_json, held, monkeypatch)
 def test_a_rotation_of_the_whole_way_completes_beside_rows_that_are_set_aside(run, held, query):
     shown = run("rotate", "--reencrypt", "--retire", "--yes").stdout
     assert "Rows that are set aside and keep their keys: 2." in shown
-    assert query("SELECT count(*) FROM encryption_keys WHERE state = 'deactivated'") == [(1,)]
+    assert query("SELECT count(*) FROM eventseal_encryption_keys WHERE state = 'deactivated'") == [(1,)]
     shown = run("rotate", "--reencrypt", "--retire", "--give-up-set-aside", "--yes").stdout
     assert "Rows that are set aside and were given up with their keys: 2" in shown
-    assert query("SELECT count(*) FROM encryption_keys WHERE state = 'deactivated'") == [(0,)]
+    assert query("SELECT count(*) FROM eventseal_encryption_keys WHERE state = 'deactivated'") == [(0,)]
     run("verify")
 
 

@@ -189,7 +189,7 @@ def test_a_receipt_that_cannot_be_written_is_told_before_anything_is_destroyed(
 def test_while_a_fence_is_open_there_is_no_receipt_and_the_result_is_told(shop, run, monkeypatch) -> None:
     def held(store, _tables, shredded):
         error = StoreUnavailableError("the fence is held")
-        return ErasedItems(failures=[Failure.of_key("key_fences", shredded[0].key_id, error)])
+        return ErasedItems(failures=[Failure.of_key("eventseal_key_fences", shredded[0].key_id, error)])
 
     with monkeypatch.context() as patch:
         patch.setattr("eventseal.erasure.shredding.close_scope_fences", held)

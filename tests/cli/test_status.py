@@ -47,7 +47,9 @@ def test_plain_items_and_unknown_keys_are_told(run_json, store, query):
     assert shown["unreadable"] == {"integer_sequenced_items": 2}
 
 
-@pytest.mark.parametrize("key_id", ["NULL", "randomblob(16)", "(SELECT key_id FROM encryption_keys LIMIT 1)"])
+@pytest.mark.parametrize(
+    "key_id", ["NULL", "randomblob(16)", "(SELECT key_id FROM eventseal_encryption_keys LIMIT 1)"]
+)
 def test_items_whose_column_names_another_key_are_told(run_json, store, query, key_id):
     store(3)
     rotate("tenant:a")
@@ -104,11 +106,11 @@ def test_an_old_key_is_worth_retiring_a_refresh_interval_after_it_was_deactivate
     rotate()
     (step,) = run_json("status")["next"]
     assert step["command"] == "eventseal retire"
-    (then,) = query("SELECT deactivated_at FROM encryption_keys WHERE state = 'deactivated'")[0]
+    (then,) = query("SELECT deactivated_at FROM eventseal_encryption_keys WHERE state = 'deactivated'")[0]
     minute_later = f"{then[:10]}T"
     assert step["after"].startswith(minute_later)
     assert "Next: run `eventseal retire` after " in run("status").stdout
-    query("UPDATE key_changes SET refresh_interval = 0")
+    query("UPDATE eventseal_key_changes SET refresh_interval = 0")
     (step,) = run_json("status")["next"]
     assert step["after"] is None
     assert "Next: run `eventseal retire`." in run("status").stdout
@@ -152,8 +154,8 @@ def test_rows_that_were_edited_are_shown_and_hide_nothing(run, run_json, store, 
     store(3)
     rotate()
     run_json("reencrypt", "--yes")
-    query("UPDATE sealed_tables SET columns = '{}' WHERE table_name = 'snapshots'")
-    query("UPDATE reencryption_jobs SET options = '[]'")
+    query("UPDATE eventseal_sealed_tables SET columns = '{}' WHERE table_name = 'snapshots'")
+    query("UPDATE eventseal_reencryption_jobs SET options = '[]'")
     shown = run_json("status", exits=1)
     assert shown["items"]["integer_sequenced_items"] == {"active": 3}
     (problem,) = shown["edited"]
@@ -161,7 +163,7 @@ def test_rows_that_were_edited_are_shown_and_hide_nothing(run, run_json, store, 
     (job,) = shown["jobs"]
     assert job["state"] == "unreadable"
     (step,) = [step for step in shown["next"] if job["job_id"] in step["reason"]]
-    assert "DELETE FROM reencryption_jobs WHERE job_id = X'" in step["reason"]
+    assert "DELETE FROM eventseal_reencryption_jobs WHERE job_id = X'" in step["reason"]
     text = run("status", exits=1).stdout
     assert "table snapshots in database items was edited" in text
     assert "unreadable" in text
@@ -173,7 +175,7 @@ def test_rows_that_were_edited_are_shown_and_hide_nothing(run, run_json, store, 
 def test_a_scope_that_was_edited_hides_nothing(run, run_json, lax_tables, store, query, scope):
     store(3)
     rotate()
-    query("UPDATE encryption_keys SET scope = ? WHERE state = 'deactivated'", scope)
+    query("UPDATE eventseal_encryption_keys SET scope = ? WHERE state = 'deactivated'", scope)
     kind = str(scope) if isinstance(scope, int | float) else ":unreadable"
     exits = int(kind == ":unreadable")
     shown, text = run_json("status", exits=exits), run("status", exits=exits).stdout
@@ -203,9 +205,12 @@ def test_what_an_earlier_release_s_key_tables_need_first_is_the_upgrade(run, run
         'kms_key = "local://dev.key"\nstore_url = "sqlite:///shop.sqlite"\napplication = "shop"\n'
     )
     first, *later = [step["command"] for step in run_json("status")["next"]]
-    assert first == "eventseal init"
+    assert first == "eventseal upgrade"
     assert later
-    run("init")
+    assert "eventseal upgrade" in run("init", exits=2).stderr
+    shown = run_json("upgrade", "--yes")
+    assert [step["name"] for step in shown["steps"] if step["changed"]]
+    assert run_json("upgrade")["changed"] is False
     assert [step["command"] for step in run_json("status")["next"]] == later
 
 
@@ -213,7 +218,7 @@ def test_no_row_of_a_job_decides_which_command_is_advised(run, run_json, store, 
     store(3)
     rotate()
     run_json("reencrypt", "--yes")
-    (options,) = query("SELECT options FROM reencryption_jobs")[0]
+    (options,) = query("SELECT options FROM eventseal_reencryption_jobs")[0]
     forged = {
         **json.loads(options),
         "verb": "shred application --yes --destroy-application-items #",
@@ -221,7 +226,9 @@ def test_no_row_of_a_job_decides_which_command_is_advised(run, run_json, store, 
         "formats": [],
     }
     stale = "updated_at = '2020-01-01 00:00:00.000000'"
-    query(f"UPDATE reencryption_jobs SET state = 'running', {stale}, options = ?", json.dumps(forged))
+    query(
+        f"UPDATE eventseal_reencryption_jobs SET state = 'running', {stale}, options = ?", json.dumps(forged)
+    )
     told = run("status", exits=1).stdout + json.dumps(run_json("status", exits=1))
     assert "shred" not in told
     assert run_json("status", exits=1)["jobs"][0]["state"] == "unreadable"

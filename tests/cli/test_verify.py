@@ -49,24 +49,24 @@ def test_a_failed_item_exits_with_1_and_is_named(run, run_json, store, query):
 
 
 def test_a_key_row_edited_by_hand_exits_with_1(run, store, query):
-    query("UPDATE encryption_keys SET scope = 'tenant:b' WHERE purpose = 'data'")
-    assert "IntegrityError: encryption_keys key_id=" in run("verify", exits=1).stdout
+    query("UPDATE eventseal_encryption_keys SET scope = 'tenant:b' WHERE purpose = 'data'")
+    assert "IntegrityError: eventseal_encryption_keys key_id=" in run("verify", exits=1).stdout
 
 
 def test_an_edited_store_key_exits_with_1(run, store, query):
-    query("UPDATE encryption_keys SET binding = zeroblob(32) WHERE purpose = 'store'")
-    assert "IntegrityError: encryption_keys key_id=" in run("verify", exits=1).stdout
+    query("UPDATE eventseal_encryption_keys SET binding = zeroblob(32) WHERE purpose = 'store'")
+    assert "IntegrityError: eventseal_encryption_keys key_id=" in run("verify", exits=1).stdout
 
 
 def test_the_wrong_application_is_told_by_name(run, store, query, monkeypatch):
     store(2)
     monkeypatch.setenv("EVENTSEAL_APPLICATION", "other")
     assert "These applications have tables: shop" in run("verify", exits=2).stderr
-    query("UPDATE sealed_tables SET application = ''")
+    query("UPDATE eventseal_sealed_tables SET application = ''")
     shown = run("verify", exits=2).stderr
     assert "'shop'" in shown
     assert "'other'" in shown
-    query("UPDATE sealed_tables SET application = 'other'")
+    query("UPDATE eventseal_sealed_tables SET application = 'other'")
     assert "WrongApplicationError" in run("verify", exits=1).stdout
 
 

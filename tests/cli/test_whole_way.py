@@ -55,7 +55,7 @@ def filled_shop(monkeypatch):
                 mapper = SequencedItemMapper(cipher=seal.cipher, key_scope=scope)
                 strategy.append(mapper.to_sequenced_items([Order(order, n, "Ada") for n in range(100)]))
             with seal.datastore.engine.begin() as connection:
-                connection.execute(text("UPDATE key_changes SET refresh_interval = 0"))
+                connection.execute(text("UPDATE eventseal_key_changes SET refresh_interval = 0"))
         return store_url
 
     return fill
@@ -86,7 +86,7 @@ def test_a_database_that_goes_half_way_exits_with_3_and_the_job_goes_on(
     assert any(line.startswith("reencrypt: ") for line in running.stderr)
     with EventSeal.from_settings() as seal, seal.datastore.engine.begin() as connection:
         # From here on it waits, however long the rest takes.
-        connection.execute(text("UPDATE reencryption_jobs SET paced_until = paced_until + 3600"))
+        connection.execute(text("UPDATE eventseal_reencryption_jobs SET paced_until = paced_until + 3600"))
     name = make_url(postgres_url).database
     server = create_engine(
         SQLAlchemySettings(postgres_server).url, isolation_level="AUTOCOMMIT", poolclass=NullPool

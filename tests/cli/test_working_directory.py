@@ -122,7 +122,7 @@ def test_a_stopped_migration_is_resumed_with_the_command_that_is_printed(old, ru
     assert command.endswith("--key-scope-function shop_here:tenant_of")
     refused = run(*command.partition(" --key-scope-function")[0].split()[1:], exits=2).stderr
     assert command in refused
-    query("UPDATE reencryption_jobs SET updated_at = '2020-01-01 00:00:00.000000'")
+    query("UPDATE eventseal_reencryption_jobs SET updated_at = '2020-01-01 00:00:00.000000'")
     said = run("status").stdout
     assert command in said
     assert "Check that the function is yours" in said

@@ -321,7 +321,7 @@ def test_keys_can_have_a_database_of_their_own(key):
         "integer_sequenced_items",
         "timestamp_sequenced_items",
         "snapshots",
-        "key_fences",
+        "eventseal_key_fences",
         *job_metadata.tables,
     }
     assert tables_of("keys.sqlite") == set(key_metadata.tables)

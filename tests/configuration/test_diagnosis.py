@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool
 from eventseal.configuration import EventSeal
 from eventseal.configuration.diagnosis import Severity, diagnose
 from eventseal.configuration.initialise import initialise
+from eventseal.configuration.upgrade import upgrade
 from eventseal.keys import Keyring
 from eventseal.rotation import begin_migration, finish_migration, rotate_keys
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
@@ -136,7 +137,7 @@ def test_a_ledger_that_cannot_be_read_is_a_finding_of_the_ledger(shop):
 
 
 def test_jobs_that_cannot_be_read_are_a_finding_of_the_jobs(sql):
-    sql("ALTER TABLE reencryption_jobs RENAME COLUMN total TO other")
+    sql("ALTER TABLE eventseal_reencryption_jobs RENAME COLUMN total TO other")
     assert the_one("reading the progress of jobs").area == "jobs"
 
 
@@ -144,7 +145,14 @@ def test_nothing_is_changed(append, sql, shop):
     append(3)
 
     def content():
-        tables = ("encryption_keys", "key_wrappings", "key_changes", "sealed_tables", "key_fences", ITEMS)
+        tables = (
+            "eventseal_encryption_keys",
+            "eventseal_key_wrappings",
+            "eventseal_key_changes",
+            "eventseal_sealed_tables",
+            "eventseal_key_fences",
+            ITEMS,
+        )
         return [sorted(map(repr, sql(f"SELECT * FROM {table}"))) for table in tables]
 
     before = content(), sorted(Path.cwd().iterdir())
@@ -196,27 +204,27 @@ def test_a_file_that_is_not_there_is_not_made(shop, monkeypatch):
 
 @pytest.mark.slow
 def test_missing_tables_send_to_init(shop, sql):
-    sql("DROP TABLE key_fences")
-    assert the_one("there is no table key_fences").remedy == "eventseal init"
+    sql("DROP TABLE eventseal_key_fences")
+    assert the_one("there is no table eventseal_key_fences").remedy == "eventseal init"
     initialise()
     assert amiss() == []
 
 
 @pytest.mark.slow
-def test_a_missing_index_on_key_ids_sends_to_init(shop, sql):
+def test_a_missing_index_on_key_ids_sends_to_upgrade(shop, sql):
     catalogue = "sqlite_master" if shop.startswith("sqlite") else "pg_indexes"
     name = "name" if shop.startswith("sqlite") else "indexname"
     ((index,),) = sql(f"SELECT {name} FROM {catalogue} WHERE {name} LIKE 'eventseal_differ_%_{ITEMS}'")
     sql(f"DROP INDEX {index}")
-    assert the_one("lacks an index on the key ids").remedy == "eventseal init"
-    assert [step.name for step in initialise(dry_run=True) if step.changed] == ["columns"]
-    initialise()
+    assert the_one("lacks an index on the key ids").remedy == "eventseal upgrade"
+    assert [step.name for step in upgrade(dry_run=True) if step.changed] == ["indexes"]
+    upgrade()
     assert amiss() == []
 
 
 @pytest.mark.slow
 def test_a_missing_index_beside_the_items_is_told_with_the_statement_that_makes_it(shop, sql):
-    sql("DROP INDEX ix_reencryption_jobs_state")
+    sql("DROP INDEX ix_eventseal_reencryption_jobs_state")
     remedy = the_one("has no index on application, state").remedy
     assert remedy.startswith("CREATE INDEX")
     sql(remedy.replace("CONCURRENTLY ", ""))
@@ -237,17 +245,17 @@ def test_a_missing_unique_key_is_an_error(shop, sql):
 
 @pytest.mark.slow
 def test_a_column_that_was_dropped_is_named(shop, sql):
-    sql("ALTER TABLE key_wrappings DROP COLUMN verified_at")
-    finding = the_one("key_wrappings has no column verified_at")
-    assert finding.remedy.startswith("ALTER TABLE key_wrappings ADD COLUMN verified_at")
+    sql("ALTER TABLE eventseal_key_wrappings DROP COLUMN verified_at")
+    finding = the_one("eventseal_key_wrappings has no column verified_at")
+    assert finding.remedy.startswith("ALTER TABLE eventseal_key_wrappings ADD COLUMN verified_at")
     sql(finding.remedy)
     assert amiss() == []
 
 
 def test_a_registered_table_that_is_gone_is_named(shop, sql):
-    sql("UPDATE sealed_tables SET table_name = 'gone' WHERE table_name = 'snapshots'")
+    sql("UPDATE eventseal_sealed_tables SET table_name = 'gone' WHERE table_name = 'snapshots'")
     texts = {finding.text: finding.remedy for finding in amiss()}
-    assert "DELETE FROM sealed_tables" in texts["table gone is registered, but does not exist"]
+    assert "DELETE FROM eventseal_sealed_tables" in texts["table gone is registered, but does not exist"]
     assert texts["table snapshots is not registered for application shop"] == "eventseal init"
 
 
@@ -291,7 +299,7 @@ def test_the_fence_of_a_compromised_key_is_closed_as_it_should_be(append, shop):
 @pytest.mark.slow
 def test_what_writes_without_a_fence_is_told_with_a_trigger_that_takes_it(append, sql, make_trigger, shop):
     key_id = append()
-    sql("DELETE FROM key_fences")
+    sql("DELETE FROM eventseal_key_fences")
     finding = the_one(f"{ITEMS} has items under key {key_id} without a fence")
     make_trigger(finding.remedy)
     assert amiss() == []
@@ -303,8 +311,11 @@ def test_what_writes_without_a_fence_is_told_with_a_trigger_that_takes_it(append
     )
     sql(copy, more=1)
     if not shop.startswith("sqlite"):
-        assert [tuple(row) for row in sql("SELECT state FROM key_fences")] == [("open",)]
-    close = "INSERT INTO key_fences VALUES (:k, 'closed') ON CONFLICT (key_id) DO UPDATE SET state = 'closed'"
+        assert [tuple(row) for row in sql("SELECT state FROM eventseal_key_fences")] == [("open",)]
+    close = (
+        "INSERT INTO eventseal_key_fences VALUES (:k, 'closed') ON CONFLICT (key_id) DO "
+        "UPDATE SET state = 'closed'"
+    )
     sql(close, k=key_id.bytes if shop.startswith("sqlite") else key_id)
     with pytest.raises(Exception, match="is closed: seal the item again"):
         sql(copy, more=2)
@@ -330,27 +341,33 @@ def test_items_whose_column_names_another_key_than_their_envelope_are_told(appen
 
 
 def test_an_edited_row_of_a_key_is_found_by_its_seal(shop, sql):
-    sql("UPDATE encryption_keys SET scope = 'tenant:x' WHERE purpose = 'data'")
+    sql("UPDATE eventseal_encryption_keys SET scope = 'tenant:x' WHERE purpose = 'data'")
     assert "does not match its MAC" in the_one("was edited").text
 
 
 def test_a_store_key_that_is_gone_is_an_error(shop, sql):
-    sql("DELETE FROM key_wrappings", "DELETE FROM encryption_keys WHERE purpose = 'store'")
+    sql(
+        "DELETE FROM eventseal_key_wrappings", "DELETE FROM eventseal_encryption_keys WHERE purpose = 'store'"
+    )
     assert "store key" in the_one("was deleted").text
 
 
 def test_a_store_key_that_goes_while_the_keys_are_checked_is_not_made_again(sql, monkeypatch):
     def deleted_before(*arguments, **named):
-        sql("DELETE FROM key_wrappings", "DELETE FROM encryption_keys", "DELETE FROM key_changes")
+        sql(
+            "DELETE FROM eventseal_key_wrappings",
+            "DELETE FROM eventseal_encryption_keys",
+            "DELETE FROM eventseal_key_changes",
+        )
         return Keyring(*arguments, **named)
 
     monkeypatch.setattr("eventseal.configuration.diagnosis.key_checks.Keyring", deleted_before)
     assert "has no keys yet" in the_one("has no keys yet").text
-    assert sql("SELECT key_id FROM encryption_keys") == []
+    assert sql("SELECT key_id FROM eventseal_encryption_keys") == []
 
 
 def test_tables_without_keys_send_to_init(shop, sql):
-    for table in ("key_wrappings", "encryption_keys", "key_changes"):
+    for table in ("eventseal_key_wrappings", "eventseal_encryption_keys", "eventseal_key_changes"):
         sql(f"DELETE FROM {table}")
     assert the_one("has no keys yet").remedy == "eventseal init"
 
@@ -374,8 +391,11 @@ def test_keys_that_miss_a_wrapping_under_a_further_kek_are_counted(shop, monkeyp
 
 
 def test_a_wrapping_that_was_changed_is_found_by_trying_it(shop, sql):
-    (wrapped,) = sql("SELECT wrapped FROM key_wrappings ORDER BY key_id DESC LIMIT 1")[0]
-    sql("UPDATE key_wrappings SET wrapped = :w", w=bytes(wrapped)[:-1] + bytes([bytes(wrapped)[-1] ^ 1]))
+    (wrapped,) = sql("SELECT wrapped FROM eventseal_key_wrappings ORDER BY key_id DESC LIMIT 1")[0]
+    sql(
+        "UPDATE eventseal_key_wrappings SET wrapped = :w",
+        w=bytes(wrapped)[:-1] + bytes([bytes(wrapped)[-1] ^ 1]),
+    )
     assert any(finding.area == "keys" and finding.severity == "error" for finding in amiss())
 
 
@@ -386,9 +406,9 @@ def test_branch_keys_that_are_gone_are_an_error(shop, sql, monkeypatch):
         seal.keyring.prepare(["tenant:a", "tenant:b", "tenant:c"])
     assert amiss() == []
     sql(
-        "DELETE FROM key_wrappings WHERE key_id IN"
-        " (SELECT key_id FROM encryption_keys WHERE purpose = 'branch')",
-        "DELETE FROM encryption_keys WHERE purpose = 'branch'",
+        "DELETE FROM eventseal_key_wrappings WHERE key_id IN"
+        " (SELECT key_id FROM eventseal_encryption_keys WHERE purpose = 'branch')",
+        "DELETE FROM eventseal_encryption_keys WHERE purpose = 'branch'",
     )
     assert any("which is missing" in finding.text for finding in amiss())
 
@@ -491,7 +511,7 @@ def test_a_role_without_rights_is_told_with_its_grant(postgres_url, monkeypatch)
         patch.setenv("EVENTSEAL_STORE_URL", postgres_url + options)
         found = {finding.remedy: finding.severity for finding in diagnose()}
     assert found[f"GRANT SELECT, INSERT, UPDATE, DELETE ON snapshots TO {role};"] is Severity.ERROR
-    assert found[f"GRANT INSERT, UPDATE, DELETE ON key_fences TO {role};"] is Severity.NOTE
+    assert found[f"GRANT INSERT, UPDATE, DELETE ON eventseal_key_fences TO {role};"] is Severity.NOTE
     with engine.begin() as connection:
         connection.execute(text(f"DROP OWNED BY {role}"))
         connection.execute(text(f"DROP ROLE {role}"))
@@ -568,7 +588,7 @@ def test_items_that_are_not_encrypted_are_an_error_until_a_migration_begins(appe
     assert amiss() == []
     monkeypatch.delenv("EVENTSEAL_ALWAYS_ENCRYPT")
     monkeypatch.setenv("EVENTSEAL_OLD_FORMATS", "plain-json")
-    sql("UPDATE sealed_tables SET old_formats = '[\"plain-json\"]'")
+    sql("UPDATE eventseal_sealed_tables SET old_formats = '[\"plain-json\"]'")
     assert amiss() == []
     sql(edit, data=b"\xff, which no reader takes")
     for allowed in ("true", "false"):

@@ -136,7 +136,7 @@ def test_doctor_tells_a_trigger_that_is_missing(ready, event):
 def test_doctor_tells_an_index_that_is_missing(ready):
     with EventSeal.from_settings() as seal:
         (table, _) = seal.datastore.described_eventsourcing_tables()
-        ready.execute(f"DROP INDEX {index_name(seal.datastore.engine.dialect, table)}")
+        ready.execute(f"DROP INDEX {index_name(seal.datastore.engine, table)}")
     (finding,) = amiss()
     assert f"table {EVENTS} lacks an index on the key ids in its envelopes" in finding.text
     initialise()
@@ -151,7 +151,7 @@ def test_doctor_finds_items_under_keys_that_are_gone(ready):
     reencrypt(ready.seal)
     (stale,) = ready.states(ready.new_id(), [1])
     retire(ready.seal)
-    ready.execute("DELETE FROM key_fences")
+    ready.execute("DELETE FROM eventseal_key_fences")
     ready.events.insert_events(
         [stale.__class__(stale.originator_id, 1, stale.topic, stale.state[:3] + key.bytes + stale.state[19:])]
     )

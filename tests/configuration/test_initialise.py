@@ -15,22 +15,30 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
+from tests.fixtures.older_stores import Reader
 
 from eventseal.cipher import ItemContext
 from eventseal.configuration import EventSeal
+from eventseal.configuration.diagnosis import diagnose
 from eventseal.configuration.initialise import initialise
 from eventseal.configuration.loading import as_toml, write_settings_file
+from eventseal.configuration.upgrade import upgrade
+from eventseal.erasure import shred
 from eventseal.errors import (
     ConfigurationError,
+    KmsError,
     KmsForbiddenError,
     StoreReadOnlyError,
     StoreUnavailableError,
 )
 from eventseal.kms import PermissionCheck
-from eventseal.rotation import verify
+from eventseal.rotation import reencrypt, retire, rotate_keys, verify
+from eventseal.storage.database.rows import deletion
+from eventseal.storage.keys.tables import key_fences
 from eventseal.testing import FakeKms
 from eventseal_kms.local import LocalKmsAdapter
+from eventseal_kms.testing import FakeAwsKms
 
 OPTIONS = {"kms_key": "local://dev.key", "store_url": "sqlite:///shop.sqlite", "application": "shop"}
 CONTEXT = ItemContext(sequence_id=uuid4(), position=0, topic="shop:Order.Placed")
@@ -81,12 +89,12 @@ def test_a_kek_listed_later_must_wrap_other_keks_keys(monkeypatch, dry_run):
 
 def test_it_makes_everything_and_a_store_opens_on_it(tmp_path):
     steps = initialise(**OPTIONS)
-    assert [step.name for step in steps] == ["settings", "kek", "kms", "columns", "tables", "keys"]
+    assert [step.name for step in steps] == ["settings", "kek", "kms", "tables", "keys"]
     assert changed(steps) == {"settings", "kek", "tables", "keys"}
     with EventSeal.from_settings() as seal:
         assert seal.cipher.decrypt(seal.cipher.encrypt(b"x", CONTEXT), CONTEXT) == b"x"
         assert seal.keyring.counters.kms_calls == 2
-    assert query("SELECT count(*) FROM encryption_keys") == [(2,)]
+    assert query("SELECT count(*) FROM eventseal_encryption_keys") == [(2,)]
 
 
 def test_run_again_it_changes_nothing(tmp_path):
@@ -252,24 +260,30 @@ def test_a_missing_key_id_is_added_with_its_index(tmp_path):
         "CREATE TABLE integer_sequenced_items (sequence_id BLOB, position BIGINT, topic TEXT, data BLOB,"
         " PRIMARY KEY (sequence_id, position))"
     )
-    dry = initialise(dry_run=True, **OPTIONS)
-    assert "columns" in changed(dry)
-    steps = initialise(**OPTIONS)
-    assert "columns" in changed(steps)
+    with pytest.raises(ConfigurationError, match="has no column key_id") as refused:
+        initialise(**OPTIONS)
+    assert "eventseal upgrade" in refused.value.remedy
+    assert [path.name for path in tmp_path.iterdir()] == ["shop.sqlite"]
+    LocalKmsAdapter.create("dev.key")
+    write_settings_file(tmp_path / "eventseal.toml", OPTIONS)
+    assert changed(upgrade(dry_run=True)) == {"columns"}
+    steps = upgrade()
     (detail,) = [step.detail for step in steps if step.name == "columns"]
     assert "integer_sequenced_items" in detail
     assert "key_id" in {name for _, name, *_ in query("PRAGMA table_info(integer_sequenced_items)")}
+    assert changed(initialise()) == {"tables", "keys"}
+    assert changed(upgrade()) == {"indexes"}
     indexed = query(
         "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql LIKE '%integer_sequenced_items%'"
     )
     assert any("key_id" in sql for (sql,) in indexed)
-    assert changed(initialise()) == set()
+    assert (changed(initialise()), changed(upgrade())) == (set(), set())
 
 
 def test_keys_can_go_to_a_database_of_their_own(tmp_path):
     initialise(**OPTIONS, key_store_url="sqlite:///keys.sqlite")
-    assert "encryption_keys" in tables("keys.sqlite")
-    assert "encryption_keys" not in tables()
+    assert "eventseal_encryption_keys" in tables("keys.sqlite")
+    assert "eventseal_encryption_keys" not in tables()
     assert changed(initialise()) == set()
 
 
@@ -318,10 +332,10 @@ def test_it_makes_a_store_on_postgresql_once(postgres_url):
             connection.execute(text("ALTER TABLE integer_sequenced_items DROP COLUMN key_id"))
     with EventSeal.from_settings() as seal, pytest.raises(ConfigurationError, match="key_id") as caught:
         seal.datastore.setup_tables()
-    assert "eventseal init" in caught.value.remedy
-    assert changed(initialise(dry_run=True)) == {"columns"}
-    assert changed(initialise()) == {"columns"}
-    assert changed(initialise()) == set()
+    assert "eventseal upgrade" in caught.value.remedy
+    assert changed(upgrade(dry_run=True)) == {"columns", "indexes"}
+    assert changed(upgrade()) == {"columns", "indexes"}
+    assert (changed(initialise()), changed(upgrade())) == (set(), set())
 
 
 @pytest.mark.slow
@@ -333,7 +347,9 @@ def test_processes_that_start_together_make_one_store(tmp_path, monkeypatch):
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
     ends = [(process.communicate(), process.returncode) for process in running]
     assert [code for _, code in ends] == [0] * 4, ends
-    assert query("SELECT purpose, count(*) FROM encryption_keys GROUP BY purpose ORDER BY purpose") == [
+    assert query(
+        "SELECT purpose, count(*) FROM eventseal_encryption_keys GROUP BY purpose ORDER BY purpose"
+    ) == [
         ("data", 1),
         ("store", 1),
     ]
@@ -366,3 +382,115 @@ def test_a_database_in_memory_is_refused_before_anything_is_written(tmp_path, na
         initialise(**OPTIONS | {name: "sqlite://"})
     assert "setup_tables()" in refusal.value.remedy
     assert not list(tmp_path.iterdir())
+
+
+FOREIGN = {
+    "all but the key id": "CREATE TABLE snapshots (id INTEGER PRIMARY KEY, name TEXT)",
+    "a type": "CREATE TABLE snapshots (sequence_id TEXT, position BIGINT, topic TEXT, data BLOB)",
+    "the data": "CREATE TABLE snapshots (sequence_id BLOB, position BIGINT, topic TEXT, data TEXT)",
+}
+
+
+@pytest.mark.parametrize("create", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("run", [initialise, upgrade])
+def test_another_programs_table_is_refused_and_stays_byte_for_byte(tmp_path, create, run):
+    query(create)
+    query(
+        "CREATE TABLE integer_sequenced_items (sequence_id BLOB, position BIGINT, topic TEXT, data BLOB,"
+        " PRIMARY KEY (sequence_id, position))"
+    )
+    options = OPTIONS
+    if run is upgrade:
+        LocalKmsAdapter.create("dev.key")
+        write_settings_file(tmp_path / "eventseal.toml", OPTIONS)
+        options = {}
+    dump = fingerprint(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"snapshots.*Nothing was changed") as refused:
+        run(**options)
+    assert "another program" in refused.value.remedy
+    assert fingerprint(tmp_path) == dump
+
+
+def test_a_wrong_arn_leaves_nothing_that_refuses_the_right_one(tmp_path, monkeypatch):
+    kms = FakeAwsKms()
+    for name, value in kms.credentials().items():
+        monkeypatch.setenv(name.upper(), value)
+    with kms.serve() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_KMS", url)
+        arn = kms.create_key()
+        options = OPTIONS | {"kms_key": f"{arn[:-4]}0000", "ledger": "erasures.jsonl"}
+        with pytest.raises((KmsError, ConfigurationError)):
+            initialise(**options)
+        assert list(tmp_path.iterdir()) == []
+        assert changed(initialise(**options | {"kms_key": arn})) == {"settings", "tables", "keys", "ledger"}
+
+
+def test_a_ledger_that_cannot_be_made_stops_it_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigurationError, match="folder of ledger"):
+        initialise(**OPTIONS, ledger="no/such/folder/erasures.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_with_tables_of_the_eventsourcing_library_no_item_tables_are_made(tmp_path):
+    options = OPTIONS | {"eventsourcing_tables": ["stored_events"]}
+    initialise(**options)
+    items = {"integer_sequenced_items", "timestamp_sequenced_items", "snapshots"}
+    assert not tables() & items
+    assert [finding.text for finding in diagnose() if finding.severity == "error"] == []
+    (tmp_path / "eventseal.toml").unlink()
+    named = ["eventseal.storage:SnapshotRecord"]
+    assert changed(initialise(**options, tables=named)) == {"settings", "tables"}
+    assert tables() & items == {"snapshots"}
+
+
+def test_with_tables_of_the_eventsourcing_library_existing_item_tables_are_used(tmp_path):
+    initialise(**OPTIONS)
+    query("DROP TABLE snapshots")
+    query("CREATE TABLE snapshots (id INTEGER PRIMARY KEY)")
+    (tmp_path / "eventseal.toml").unlink()
+    assert "tables" not in changed(initialise(**OPTIONS, eventsourcing_tables=["stored_events"]))
+    with EventSeal.from_settings() as seal:
+        names = {columns.table.name for columns in seal.datastore.needed_columns()}
+        assert names == {"integer_sequenced_items", "timestamp_sequenced_items"}
+
+
+def test_a_schema_is_refused_on_sqlite(tmp_path):
+    with pytest.raises(ConfigurationError, match="only on PostgreSQL"):
+        initialise(**OPTIONS, database_schema="app")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_schema_holds_every_table(postgres_url, new_postgres_database):
+    schema = 'Shop "one"'
+    options = OPTIONS | {"store_url": postgres_url, "database_schema": schema}
+    ledger = new_postgres_database()
+    with pytest.raises(ConfigurationError, match="schema") as refused:
+        initialise(**options, ledger=ledger)
+    assert 'CREATE SCHEMA "Shop ""one"""' in refused.value.remedy
+    for url in (postgres_url, ledger):
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            connection.execute(text('CREATE SCHEMA "Shop ""one"""'))
+            connection.execute(text("CREATE TABLE snapshots (id INTEGER)"))
+        engine.dispose()
+    initialise(**options, ledger=ledger)
+    assert (changed(initialise()), changed(upgrade())) == (set(), set())
+    with EventSeal.from_settings(cache_refresh_interval="1ms") as seal:
+        for tenant in ("acme", "gone"):
+            for position in range(2):
+                Reader(seal).append(tenant, position)
+        rotate_keys(seal, scopes=["tenant:acme"])
+        assert reencrypt(seal).done == 2
+        assert shred(seal, "tenant:gone", ledger=seal.ledger).complete
+        Reader(seal).check(tenants=["acme"])
+        assert verify(seal).failed == 0
+        assert retire(seal).done == 1
+        statement = deletion(seal.datastore.engine, key_fences, "true")
+        assert statement.startswith('DELETE FROM "Shop ""one""".eventseal_key_fences')
+        with seal.datastore.engine.connect() as connection:
+            schemas = connection.execute(
+                text("SELECT DISTINCT schemaname FROM pg_tables WHERE tablename LIKE 'eventseal%'")
+            )
+            assert list(schemas.scalars()) == [schema]
+    assert [finding.text for finding in diagnose() if finding.area == "tables" and finding.cause] == []

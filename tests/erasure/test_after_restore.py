@@ -354,7 +354,8 @@ def test_a_row_of_a_scope_that_was_edited_fails_alone(shop) -> None:
     shop.restore()
     with shop.seal.datastore.engine.begin() as connection:
         connection.execute(
-            text("UPDATE encryption_keys SET row_version = 9 WHERE scope = :scope"), {"scope": SCOPE}
+            text("UPDATE eventseal_encryption_keys SET row_version = 9 WHERE scope = :scope"),
+            {"scope": SCOPE},
         )
     result = after_restore(shop.seal)
     assert (result.failed, result.failures[0].error) == (1, "IntegrityError")

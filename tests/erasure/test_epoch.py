@@ -53,7 +53,12 @@ if TYPE_CHECKING:
 
 __all__ = ["openbao"]
 
-TABLES = ("encryption_keys", "key_wrappings", "key_changes", "revocation_nodes")
+TABLES = (
+    "eventseal_encryption_keys",
+    "eventseal_key_wrappings",
+    "eventseal_key_changes",
+    "eventseal_revocation_nodes",
+)
 SUBJECTS = [f"subject:customer-{number}" for number in range(6)]
 ERASED, LIVE = SUBJECTS[:3], SUBJECTS[3:]
 
@@ -124,7 +129,10 @@ class Shop:
     def branch_rows(self) -> list[tuple[str, str]]:
         with self.seal.datastore.key_engine.connect() as connection:
             rows = connection.execute(
-                text("SELECT scope, state FROM encryption_keys WHERE purpose = 'branch' ORDER BY key_id")
+                text(
+                    "SELECT scope, state FROM eventseal_encryption_keys WHERE purpose = 'branch' ORDER "
+                    "BY key_id"
+                )
             )
             return [(row.scope, row.state) for row in rows]
 
@@ -440,7 +448,7 @@ def test_nothing_is_ended_if_a_key_cannot_be_moved(shops, store_url, kms, branch
     items = _filled(shop)
     with shop.seal.datastore.key_engine.begin() as connection:
         connection.execute(
-            text("UPDATE key_wrappings SET wrapped = :forged WHERE key_id = :key_id"),
+            text("UPDATE eventseal_key_wrappings SET wrapped = :forged WHERE key_id = :key_id"),
             {"forged": b"1|" + bytes(60), "key_id": _stored(shop, items[LIVE[0]].key_id)},
         )
     result = roll_epoch(shop.seal)
@@ -458,7 +466,7 @@ def test_another_application_in_the_same_tables_rewraps_first(shops, store_url, 
         roll_epoch(shop.seal)
     assert "eventseal rewrap" in refused.value.remedy
     assert (kms.forbidden, kms.current) == (set(), "2")
-    assert shop.backup("kek_fences") == {"kek_fences": []}  # nothing is closed halfway
+    assert shop.backup("eventseal_kek_fences") == {"eventseal_kek_fences": []}  # nothing is closed halfway
     rewrap(other.seal)
     other.seal.keyring.rewrap(verify=True)
     assert roll_epoch(shop.seal).complete  # goes on
@@ -473,8 +481,8 @@ def test_a_dry_run_changes_nothing_and_tells_what_it_costs(shops, store_url, kms
     before = shop.backup()
     calls = kms.count()
     foreseen = roll_epoch(shop.seal, dry_run=True)
-    direct = foreseen.by_table["key_wrappings"]["under_keks"]
-    assert foreseen.by_table["key_wrappings"]["under_branch_keys"] == (7 if branches else 0)
+    direct = foreseen.by_table["eventseal_key_wrappings"]["under_keks"]
+    assert foreseen.by_table["eventseal_key_wrappings"]["under_branch_keys"] == (7 if branches else 0)
     assert direct == (3 if branches else 8)  # the store key, and two branch keys or seven data keys
     assert shop.backup() == before
     assert kms.count() == calls
@@ -567,7 +575,7 @@ def test_applications_write_on_while_the_epoch_is_rolled(shops, store_url, kms, 
     shop = shops(store_url, kms, branches=branches)
     written = _filled(shop)
     with shop.seal.datastore.key_engine.begin() as connection:
-        connection.execute(text("UPDATE key_changes SET refresh_interval = 0.3"))
+        connection.execute(text("UPDATE eventseal_key_changes SET refresh_interval = 0.3"))
     ended = threading.Event()
 
     def write(number: int) -> dict[str, SequencedItem]:
@@ -601,7 +609,7 @@ def test_a_process_that_never_notices_keeps_the_old_branch_key_alive(
     shop = shops(sqlite_url, kms, branches=1)
     shop.append("application")
     with shop.seal.datastore.key_engine.begin() as connection:
-        connection.execute(text("UPDATE key_changes SET refresh_interval = 0"))
+        connection.execute(text("UPDATE eventseal_key_changes SET refresh_interval = 0"))
     monkeypatch.setattr("eventseal.erasure.epoch._LONGEST_PAUSE", 0)
     destroyed: list[object] = []
 
@@ -638,8 +646,9 @@ def test_closing_waits_for_who_is_storing_a_wrapping(shops, postgres_url, kms) -
     with engine.connect() as writer:
         writer.execute(
             text(
-                "INSERT INTO key_wrappings SELECT key_id, 'fake://other', '1', wrapped, created_at, NULL "
-                "FROM key_wrappings LIMIT 1"
+                "INSERT INTO eventseal_key_wrappings SELECT key_id, 'fake://other', '1', wrapped, "
+                "created_at, NULL "
+                "FROM eventseal_key_wrappings LIMIT 1"
             )
         )
         with pytest.raises(StoreUnavailableError):  # after 2 seconds

@@ -215,7 +215,7 @@ def test_an_epoch_that_was_not_rolled_has_none(shop) -> None:
     assert shop.roll(dry_run=True).receipt is None
     with shop.seal.datastore.key_engine.begin() as connection:
         connection.execute(
-            text("UPDATE key_wrappings SET wrapped = x'00' WHERE key_id = :key"),
+            text("UPDATE eventseal_key_wrappings SET wrapped = x'00' WHERE key_id = :key"),
             {"key": shop.items[SCOPE].key_id.bytes},
         )
     result = shop.roll()

@@ -67,7 +67,7 @@ def interrupt(shop) -> dict:
 
 
 def put_back(shop, row) -> None:
-    shop.execute(text("DELETE FROM epochs"))
+    shop.execute(text("DELETE FROM eventseal_epochs"))
     shop.execute(insert(epochs).values(**row))
 
 
@@ -104,14 +104,14 @@ JUNK = ["kek_versions = '{'", "begun_at = 'soon'", "number = 'one'", "shreds = '
 def test_an_edited_row_is_refused_by_name_and_nothing_is_ended(lax_tables, shop, kms) -> None:
     row = interrupt(shop)
     edits = [*(update(epochs).values(**edit) for edit in EDITS)]
-    for edit in [*edits, *(text(f"UPDATE epochs SET {junk}") for junk in JUNK)]:
+    for edit in [*edits, *(text(f"UPDATE eventseal_epochs SET {junk}") for junk in JUNK)]:
         put_back(shop, row)
         shop.execute(edit)
         with pytest.raises(IntegrityError, match="the row of application 'shop' in epochs") as refused:
             roll_epoch(shop.seal)
         assert "delete the row" in refused.value.remedy
     assert (kms.current, kms.deleted, epoch_entries(shop)) == ("2", set(), 0)
-    shop.execute(text("DELETE FROM epochs"))
+    shop.execute(text("DELETE FROM eventseal_epochs"))
     assert roll_epoch(shop.seal).complete
     assert (kms.current, kms.deleted) == ("3", {"1", "2"})
 
@@ -173,7 +173,7 @@ def test_the_columns_are_added_and_a_roll_of_the_previous_release_is_begun_anew(
     shop = shops(store_url, kms)
     row = interrupt(shop)
     for column in ADDED:
-        shop.execute(text(f"ALTER TABLE epochs DROP COLUMN {column}"))
+        shop.execute(text(f"ALTER TABLE eventseal_epochs DROP COLUMN {column}"))
     assert status(shop.seal.key_store, shop.seal.datastore, "shop").keks
     with pytest.raises(ConfigurationError, match=r"epochs|number") as refused:
         roll_epoch(shop.seal)

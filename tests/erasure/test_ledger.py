@@ -80,16 +80,16 @@ class TablePlace:
     @property
     def lines(self) -> list[bytes]:
         with self._engine.connect() as connection:
-            rows = connection.execute(text("SELECT line FROM erasure_ledger ORDER BY number"))
+            rows = connection.execute(text("SELECT line FROM eventseal_erasure_ledger ORDER BY number"))
             return [bytes(line) for (line,) in rows]
 
     @lines.setter
     def lines(self, lines: list[bytes]) -> None:
         with self._engine.begin() as connection:
-            connection.execute(text("DELETE FROM erasure_ledger"))
+            connection.execute(text("DELETE FROM eventseal_erasure_ledger"))
             for number, line in enumerate(lines, start=1):
                 connection.execute(
-                    text("INSERT INTO erasure_ledger VALUES ('shop', :number, :line)"),
+                    text("INSERT INTO eventseal_erasure_ledger VALUES ('shop', :number, :line)"),
                     {"number": number, "line": line},
                 )
 

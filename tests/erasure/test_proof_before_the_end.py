@@ -118,13 +118,13 @@ def test_who_may_not_unwrap_drops_nothing(moving, old, new) -> None:
         assert len(moving.wrappings(key_id)) == 2
     new.deny()
     denied = rewrap(worker.seal, to=new)
-    assert (denied.left, denied.by_table["key_wrappings"]["dropped"]) == (3, 0)
+    assert (denied.left, denied.by_table["eventseal_key_wrappings"]["dropped"]) == (3, 0)
     new.recover()
     new.fail_always()
     with pytest.raises(KmsUnavailableError):
         rewrap(worker.seal, to=new)
     new.recover()
-    assert rewrap(worker.seal, to=new).by_table["key_wrappings"]["dropped"] == 3
+    assert rewrap(worker.seal, to=new).by_table["eventseal_key_wrappings"]["dropped"] == 3
     worker.stop()
 
 
@@ -153,7 +153,9 @@ def test_no_kek_ends_that_a_key_needs_whose_row_was_hidden_and_wrapping_lost(
     columns = encryption_keys.c
     hidden = update(encryption_keys).where(columns.key_id == lost)
     moving.execute(hidden.values(application="ghost", purpose=purpose))
-    moving.execute(text(f"UPDATE encryption_keys SET state = '{state}' WHERE application = 'ghost'"))
+    moving.execute(
+        text(f"UPDATE eventseal_encryption_keys SET state = '{state}' WHERE application = 'ghost'")
+    )
     moving.lose(lost, new.uri)
     moving.lose(lost, old.uri)
     if wrapping == "replaced":
@@ -253,7 +255,7 @@ def test_no_branch_key_is_retired_that_a_backup_needs(rotated) -> None:
     (old_branch,) = result.by_key
     with pytest.raises(JobError, match="1 key") as refused:
         retire(rotated.seal, keys=[old_branch])
-    assert "key_wrappings" in refused.value.remedy
+    assert "eventseal_key_wrappings" in refused.value.remedy
 
 
 @pytest.mark.parametrize("state", ["deactivated", "destroyed"])

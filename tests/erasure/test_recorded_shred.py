@@ -382,7 +382,7 @@ def test_a_fence_that_is_held_leaves_the_intent_open(request, postgres_url, tmp_
     from sqlalchemy import text
 
     with holder.seal.datastore.engine.connect() as connection:
-        connection.execute(text("SELECT * FROM key_fences FOR SHARE"))
+        connection.execute(text("SELECT * FROM eventseal_key_fences FOR SHARE"))
         result = shred(shop.seal, SCOPE)
         assert (result.failed, result.complete, result.receipt) == (1, False, None)
         assert shop.kinds() == ["intent"]

@@ -72,7 +72,7 @@ def repaired(shop, empty_url) -> Callable[..., RepairResult]:
 
 
 def settle(shop: LedgerShop) -> None:
-    shop.execute(text("UPDATE key_changes SET refresh_interval = 0"))
+    shop.execute(text("UPDATE eventseal_key_changes SET refresh_interval = 0"))
 
 
 def damaged(item: SequencedItem) -> bytes:

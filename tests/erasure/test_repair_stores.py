@@ -16,11 +16,13 @@ from tests.fixtures.ledger_shops import LedgerShop
 from tests.fixtures.sealed_shops import SealedShop, stream_of, text_of
 
 from eventseal.configuration import EventSeal, Settings
+from eventseal.configuration.upgrade import own_tables
 from eventseal.erasure import Backup, FileLedger, adopt, repair
 from eventseal.erasure.reopening import upgrade_key_tables
 from eventseal.errors import KeyDestroyedError
 from eventseal.rotation import reencrypt, retire, rotate_keys, verify
 from eventseal.storage.database.engines import SQLAlchemySettings, make_engine
+from eventseal.storage.renaming import rename_tables
 from eventseal.testing import FakeKms
 from eventseal_kms.local import LocalKmsAdapter
 
@@ -36,7 +38,7 @@ def move_on(seal: SealedStore) -> None:
     """Rotate every key, encrypt every item again and retire the old keys."""
     rotate_keys(seal)
     with seal.datastore.key_engine.begin() as connection:
-        connection.execute(text("UPDATE key_changes SET refresh_interval = 0"))
+        connection.execute(text("UPDATE eventseal_key_changes SET refresh_interval = 0"))
     assert reencrypt(seal).complete
     assert retire(seal).failed == 0
 
@@ -90,7 +92,10 @@ def test_a_backup_of_an_earlier_release_is_read_and_not_upgraded(tmp_path, old_b
     today = legacy.copied("key-tables-1", tmp_path)
     key_file = Path(shutil.copy(legacy.FOLDER / "key-tables-1.key", tmp_path))
     key_file.chmod(0o600)
-    shop = SealedShop(f"sqlite:///{today}", LocalKmsAdapter.from_uri(f"local://{key_file}")).set_up()
+    shop = SealedShop(f"sqlite:///{today}", LocalKmsAdapter.from_uri(f"local://{key_file}"))
+    rename_tables(shop.datastore.engine, own_tables())
+    shop.datastore.add_columns()
+    shop.set_up()
     assert upgrade_key_tables(shop) is not None
     move_on(shop)
     with closing(sqlite3.connect(today)) as connection, connection:

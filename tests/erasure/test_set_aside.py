@@ -100,7 +100,7 @@ def age_keys(damaged: Damaged) -> UUID:
     (old,) = {item.key_id for item in damaged.items}
     damaged.seal.keyring.rotate("application")
     with damaged.seal.datastore.key_engine.begin() as connection:
-        connection.execute(text("UPDATE key_changes SET refresh_interval = 0"))
+        connection.execute(text("UPDATE eventseal_key_changes SET refresh_interval = 0"))
     return old
 
 
@@ -286,7 +286,7 @@ def test_an_outage_of_the_kms_says_nothing_about_rows(damaged) -> None:
 def test_a_row_whose_key_is_missing_is_refused(damaged) -> None:
     key_id = damaged.raw(damaged.items[0].key_id)
     with damaged.seal.datastore.key_engine.begin() as connection:
-        for table in ("key_wrappings", "encryption_keys"):
+        for table in ("eventseal_key_wrappings", "eventseal_encryption_keys"):
             connection.execute(text(f"DELETE FROM {table} WHERE key_id = :key"), {"key": key_id})
     damaged.shop.restart()
     with pytest.raises(JobError, match="its key cannot be used"):
@@ -300,7 +300,7 @@ def test_a_row_whose_keys_row_was_edited_is_refused(damaged) -> None:
     damaged.break_tag(0)
     with damaged.seal.datastore.key_engine.begin() as connection:
         connection.execute(
-            text("UPDATE key_wrappings SET wrapped = :no WHERE key_id = :key"),
+            text("UPDATE eventseal_key_wrappings SET wrapped = :no WHERE key_id = :key"),
             {"no": b"no wrapping", "key": damaged.raw(damaged.items[0].key_id)},
         )
     damaged.shop.restart()
@@ -320,7 +320,7 @@ def test_a_kek_that_is_not_configured_is_a_refusal(sqlite_url, tmp_path) -> None
         strategy.append([SequencedItem(UUID(int=7), 0, "shop:Placed", data, key_id)])
         with seal.datastore.key_engine.begin() as connection:  # the item's key is under the first alone
             connection.execute(
-                text("DELETE FROM key_wrappings WHERE kek_uri = :uri AND key_id = :key"),
+                text("DELETE FROM eventseal_key_wrappings WHERE kek_uri = :uri AND key_id = :key"),
                 {"uri": second.uri, "key": key_id.bytes},
             )
     with EventSeal(settings, kms=second) as seal:
@@ -454,7 +454,7 @@ def test_a_ledger_that_was_changed_excuses_nothing(damaged, attack) -> None:
         damaged.shop.place.write_bytes(lines[0])
     result = verify(damaged.seal)
     assert result.failed == 2  # the ledger and the row
-    assert {failure.table for failure in result.failures} == {"erasure_ledger", ITEMS}
+    assert {failure.table for failure in result.failures} == {"eventseal_erasure_ledger", ITEMS}
     age_keys(damaged)
     with pytest.raises(IntegrityError):
         retire(damaged.seal)

@@ -165,7 +165,7 @@ def test_shredding_again_tries_the_fences_again(processes) -> None:
     one, other, _ = processes
     item = one.append()
     shred(one.seal, SCOPE)
-    one.execute("UPDATE key_fences SET state = 'open'")  # as a restore of the items alone would
+    one.execute("UPDATE eventseal_key_fences SET state = 'open'")  # as a restore of the items alone would
     result = shred(other.seal, SCOPE)
     assert (result.done, result.complete) == (0, True)
     assert result.by_key[item.key_id] == 1
@@ -186,7 +186,7 @@ def test_a_scope_that_cannot_be_meant_is_refused(processes, scope) -> None:
 def test_an_edited_row_stops_the_shred_and_is_named(processes) -> None:
     one = processes[0]
     item = one.append()
-    one.execute("UPDATE encryption_keys SET purpose = 'branch' WHERE scope = :scope", scope=SCOPE)
+    one.execute("UPDATE eventseal_encryption_keys SET purpose = 'branch' WHERE scope = :scope", scope=SCOPE)
     with pytest.raises(IntegrityError) as caught:
         shred(one.seal, SCOPE)
     assert caught.value.key_id == item.key_id
@@ -241,7 +241,7 @@ def test_a_database_that_is_away_for_the_fences_leaves_the_shred_to_be_run_again
         result = shred(one.seal, SCOPE)
     assert is_closed(one)
     assert (result.complete, result.failed, result.done) == (False, 1, 1)
-    assert [failure.table for failure in result.failures] == ["key_fences"]
+    assert [failure.table for failure in result.failures] == ["eventseal_key_fences"]
     assert shred(one.seal, SCOPE).complete
 
 
@@ -253,7 +253,7 @@ def test_a_transaction_that_holds_a_fence_holds_no_shred(postgres_processes, mon
     late = writer.sealed_item()
     with writer.seal.datastore.engine.connect() as connection:
         connection.execute(
-            text("SELECT 1 FROM key_fences WHERE key_id = :key FOR SHARE"), {"key": late.key_id}
+            text("SELECT 1 FROM eventseal_key_fences WHERE key_id = :key FOR SHARE"), {"key": late.key_id}
         )
         result = shred(one.seal, SCOPE)
         assert is_closed(other)
@@ -295,7 +295,7 @@ def test_a_rotation_that_has_not_committed_is_waited_for_and_shredded_too(postgr
     one, rotator, _ = postgres_processes
     one.append()
     rotator.seal.keyring.refresh()
-    pause = Pause(rotator, "INSERT INTO key_wrappings")
+    pause = Pause(rotator, "INSERT INTO eventseal_key_wrappings")
     with ThreadPoolExecutor(2) as pool:
         rotating = pool.submit(rotator.seal.keyring.rotate, SCOPE)
         pause.wait_reached()
@@ -313,7 +313,7 @@ def test_a_rotation_behind_a_shred_that_has_not_committed_is_refused(postgres_pr
     one, rotator, _ = postgres_processes
     one.append()
     rotator.seal.keyring.refresh()
-    pause = Pause(one, "UPDATE encryption_keys")
+    pause = Pause(one, "UPDATE eventseal_encryption_keys")
     with ThreadPoolExecutor(2) as pool:
         shredding = pool.submit(shred, one.seal, SCOPE)
         pause.wait_reached()
@@ -335,9 +335,9 @@ def test_a_first_use_and_a_shred_that_meet_leave_the_scope_closed(postgres_proce
     rotate_keys(one.seal)
     free_the_slot(one)
     paused, pause_at = (
-        (maker, "INSERT INTO key_wrappings")
+        (maker, "INSERT INTO eventseal_key_wrappings")
         if first == "first use"
-        else (one, "INSERT INTO encryption_keys")  # behind every UPDATE: the slot is taken
+        else (one, "INSERT INTO eventseal_encryption_keys")  # behind every UPDATE: the slot is taken
     )
     maker.seal.keyring.refresh()
     pause = Pause(paused, pause_at)
@@ -426,7 +426,7 @@ def test_a_scope_stays_closed_while_somebody_can_still_commit_under_its_shredded
     late = writer.sealed_item()
     with writer.seal.datastore.engine.connect() as connection:
         connection.execute(
-            text("SELECT 1 FROM key_fences WHERE key_id = :key FOR SHARE"), {"key": late.key_id}
+            text("SELECT 1 FROM eventseal_key_fences WHERE key_id = :key FOR SHARE"), {"key": late.key_id}
         )
         assert not shred(one.seal, SCOPE).complete
         with pytest.raises(StoreUnavailableError, match="still open"):

@@ -32,7 +32,7 @@ def demo(tmp_path):
         (tmp_path / "log.jsonl").write_text("".join(line for line, _ in zip(sample, range(60), strict=False)))
     done = run(tmp_path, EXAMPLES / "loan_applications.py", "--events", "log.jsonl")
     assert done.returncode == 0, done.stdout + done.stderr
-    sql(tmp_path, "UPDATE key_changes SET refresh_interval = 0.2")
+    sql(tmp_path, "UPDATE eventseal_key_changes SET refresh_interval = 0.2")
     return tmp_path
 
 
@@ -47,7 +47,9 @@ def test_every_item_is_under_the_new_key_and_the_old_one_is_destroyed(demo):
     assert "Scopes with a new key: 1" in done.stdout
     assert ", failed: 0" in done.stdout
     assert "Old keys destroyed: 2, kept: 0" in done.stdout
-    (active,) = sql(demo, "SELECT key_id FROM encryption_keys WHERE state = 'active' AND purpose = 'data'")
+    (active,) = sql(
+        demo, "SELECT key_id FROM eventseal_encryption_keys WHERE state = 'active' AND purpose = 'data'"
+    )
     assert sql(demo, "SELECT DISTINCT key_id FROM integer_sequenced_items") == [active]
     verified = run(demo, "-m", "eventseal", "--config", SETTINGS, "verify")
     assert verified.returncode == 0, verified.stdout + verified.stderr

@@ -72,9 +72,9 @@ def test_a_keys_row_costs_the_key(shop, again, store_url, kms, table: Table):
     for tenant, cell in edited.items():
         typed(partial(events, again, tenant))
         appended = typed(partial(fill, again, [tenant], 1))
-        if (cell.table, cell.column) == ("key_fences", "state"):
+        if (cell.table, cell.column) == ("eventseal_key_fences", "state"):
             assert isinstance(appended, IntegrityError)
-            assert f"fence of key {keys[scope_of(tenant)]} in key_fences" in str(appended)
+            assert f"fence of key {keys[scope_of(tenant)]} in eventseal_key_fences" in str(appended)
     assert status(again.key_store, again.datastore, APPLICATION).items[ITEMS]
     list_keys(again.key_store, again.datastore, APPLICATION)
     doctor(store_url, kms)
@@ -106,7 +106,7 @@ def test_a_fences_row_costs_the_items_of_its_key(shop, again):
     assert (moved.done, moved.failed, moved.left) == (1, 1, 0)
     assert moved.by_key == {old[scope_of(BESIDE)]: 1}
     (failure,) = moved.failures
-    assert f"fence of key {new} in key_fences was edited" in failure.message
+    assert f"fence of key {new} in eventseal_key_fences was edited" in failure.message
     statement = failure.remedy[failure.remedy.index("DELETE") :]
     with shop.datastore.engine.begin() as connection:
         connection.exec_driver_sql(statement)
@@ -128,7 +128,7 @@ def test_the_change_marks_row_stops_everything_by_name(shop, again):
         ):
             found = typed(work)
             if isinstance(found, EventSealError) and "cannot be read" in str(found):
-                assert "key_changes" in str(found)
+                assert "eventseal_key_changes" in str(found)
                 assert cell.column in str(found)
                 unreadable.add(cell.column)
         with engine.begin() as connection:
@@ -139,7 +139,7 @@ def test_the_change_marks_row_stops_everything_by_name(shop, again):
 
 def test_the_remedy_for_the_interval_works_as_it_stands(shop, again):
     fill(shop, [BESIDE])
-    Cell("key_changes", "refresh_interval", "-1").put(shop.datastore.engine, "true")
+    Cell("eventseal_key_changes", "refresh_interval", "-1").put(shop.datastore.engine, "true")
     error = typed(again.keyring.refresh)
     assert isinstance(error, IntegrityError)
     statement = error.remedy[error.remedy.index("UPDATE") :]
@@ -191,7 +191,7 @@ def test_a_stop_that_was_edited_hides_no_other(shop, again):
     fill(shop, ["edited", BESIDE])
     old = shop.active_keys()
     rotate_keys(shop)
-    Cell("encryption_keys", "deactivated_at", "'9999-12-31 23:59:59.999999'").put(
+    Cell("eventseal_encryption_keys", "deactivated_at", "'9999-12-31 23:59:59.999999'").put(
         shop.datastore.engine, "key_id = :key_id", key_id=old[scope_of("edited")]
     )
     stopped = again.key_store.get([old[scope_of(BESIDE)]])[old[scope_of(BESIDE)]].deactivated_at
@@ -208,7 +208,7 @@ def test_a_kek_fences_row_stops_nobody(shop, again):
     for number, cell in enumerate(edited):
         with shop.datastore.engine.begin() as connection:
             connection.exec_driver_sql(
-                f"INSERT INTO kek_fences VALUES ('fake://{number}', '{closed['kek_version']}', "
+                f"INSERT INTO eventseal_kek_fences VALUES ('fake://{number}', '{closed['kek_version']}', "
                 f"'{closed['closed_at']}')"
             )
         cell.put(shop.datastore.engine, "kek_uri = :uri", uri=f"fake://{number}")
@@ -227,8 +227,9 @@ def test_a_registry_row_costs_its_table_and_what_destroys_refuses(shop, again, s
         with engine.begin() as connection:
             connection.exec_driver_sql(f"CREATE TABLE other_{number} AS SELECT * FROM snapshots WHERE false")
             connection.exec_driver_sql(
-                f"INSERT INTO sealed_tables ({columns}) SELECT application, database_name, 'other_{number}', "
-                "collection, columns, old_formats FROM sealed_tables WHERE table_name = 'snapshots'"
+                f"INSERT INTO eventseal_sealed_tables ({columns}) SELECT application, database_name, "
+                f"'other_{number}', "
+                "collection, columns, old_formats FROM eventseal_sealed_tables WHERE table_name = 'snapshots'"
             )
         cell.put(engine, "table_name = :name", name=f"other_{number}")
     found = status(again.key_store, again.datastore, APPLICATION)
@@ -243,18 +244,20 @@ def test_a_registry_row_costs_its_table_and_what_destroys_refuses(shop, again, s
     doctor(store_url, kms)
     refused = typed(partial(retire, again))
     assert isinstance(refused, IntegrityError)
-    assert "sealed_tables" in str(refused)
+    assert "eventseal_sealed_tables" in str(refused)
     assert again.key_store.get([old])[old].wrappings
 
 
 def test_verify_goes_on_beside_a_registry_row(sqlite_url, kms):
     with SealedShop(sqlite_url, kms).set_up() as shop:
         fill(shop, [BESIDE])
-        Cell("sealed_tables", "columns", "'{}'").put(shop.datastore.engine, "table_name = 'snapshots'")
+        Cell("eventseal_sealed_tables", "columns", "'{}'").put(
+            shop.datastore.engine, "table_name = 'snapshots'"
+        )
         checked = verify(shop)
         assert (checked.done, checked.failed) == (1, 1)
         assert (checked.failures[0].table, dict(checked.failures[0].row)) == (
-            "sealed_tables",
+            "eventseal_sealed_tables",
             {"table_name": "snapshots"},
         )
         assert reencrypt(shop, tables=[ITEMS]).complete
@@ -280,7 +283,9 @@ def test_what_is_kept_of_compromised_keys_costs_the_key(shop, again):
         cell.put(engine, where, key_id=keys[scope_of(tenant)])
     moved = reencrypt(again)
     assert moved.by_key[keys[scope_of(BESIDE)]] == 1
-    unreadable = [failure for failure in moved.failures if "compromised_marks was edited" in failure.message]
+    unreadable = [
+        failure for failure in moved.failures if "eventseal_compromised_marks was edited" in failure.message
+    ]
     named = {failure.key_id for failure in unreadable}
     wrong = [tenant for tenant, cell in edited.items() if cell.junk in {"'text'", "'infinity'"}]
     marks = [

@@ -103,7 +103,7 @@ def test_a_jobs_row_costs_the_job(shop, again, store_url, kms, paused):
 
 def test_a_pace_that_is_taken_far_ahead_does_not_make_a_job_wait(shop, again, paused):
     job_id = paused()
-    Cell("reencryption_jobs", "paced_until", "9e9").put(
+    Cell("eventseal_reencryption_jobs", "paced_until", "9e9").put(
         shop.datastore.engine, "job_id = :job_id", job_id=job_id
     )
     with pytest.raises(IntegrityError, match=f"job {job_id} was edited: its paced_until"):

@@ -102,7 +102,7 @@ def test_a_job_of_another_release_is_named_and_a_new_one_does_the_rest(filled, k
         (old,) = list_jobs(shop)
         moved = sum(shop.items_by_key()[key_id] for key_id in shop.active_keys().values())
         with shop.datastore.engine.begin() as connection:
-            connection.execute(text("UPDATE reencryption_jobs SET layout = 0, release = '0.0.7'"))
+            connection.execute(text("UPDATE eventseal_reencryption_jobs SET layout = 0, release = '0.0.7'"))
         with pytest.raises(JobError, match=r"0\.0\.7") as refused:
             reencrypt(shop, resume=old.job_id)
         assert "starts a new job" in refused.value.remedy

@@ -53,7 +53,7 @@ def test_three_are_tried_under_each_kek_and_the_error_says_how_many_were_not(
     assert isinstance(outcome, IntegrityError)
     assert f"key {key_id}" in str(outcome)
     assert f"{MANY + 1 - 3:,} more were not tried" in str(outcome)
-    assert "key_wrappings" in outcome.remedy
+    assert "eventseal_key_wrappings" in outcome.remedy
     assert [kek.count("unwrap", "unwrap_many") for kek in keks] == [3, 3]
 
 

@@ -36,7 +36,7 @@ class Attacker:
         site: The database.
 
     Attributes:
-        epoch_rows: What the table ``epochs`` had before each roll.
+        epoch_rows: What the table ``eventseal_epochs`` had before each roll.
     """
 
     def __init__(self, site: Site) -> None:

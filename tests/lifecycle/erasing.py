@@ -212,7 +212,7 @@ class RollEpoch(Operation):
 @dataclass
 class RollOverEditedRow(RollEpoch):
     """
-    Roll the epoch over an older row of ``epochs``, or over a forged one; it is judged as any roll.
+    Roll the epoch over an older row of ``eventseal_epochs``, or over a forged one; it is judged as any roll.
 
     Attributes:
         number: Which of the older rows.

@@ -70,12 +70,14 @@ def _rewritten(site: Site, rewrite: Callable[[str], str]) -> Iterator[None]:
 
 
 def _no_fence_lock(site: Site) -> AbstractContextManager[None]:
-    return _rewritten(site, lambda sql: sql.replace("FOR SHARE", "") if "key_fences" in sql else sql)
+    return _rewritten(
+        site, lambda sql: sql.replace("FOR SHARE", "") if "eventseal_key_fences" in sql else sql
+    )
 
 
 def _weak_fence_lock(site: Site) -> AbstractContextManager[None]:
     return _rewritten(
-        site, lambda sql: sql.replace("FOR SHARE", "FOR KEY SHARE") if "key_fences" in sql else sql
+        site, lambda sql: sql.replace("FOR SHARE", "FOR KEY SHARE") if "eventseal_key_fences" in sql else sql
     )
 
 
@@ -292,7 +294,7 @@ MISTAKES: dict[str, Mistake] = {
     "count before the fence closes": Mistake(
         _count_before_closing,
         "a retirement against a stale append",
-        "before INSERT INTO key_fences",
+        "before INSERT INTO eventseal_key_fences",
         ON_POSTGRESQL,
     ),
     "a re-encryption that looks at no fence": Mistake(
@@ -311,13 +313,13 @@ MISTAKES: dict[str, Mistake] = {
         ON_SQLITE,
     ),
     "a key cached before its row committed": Mistake(
-        _key_cached_before_its_row, "a first use that fails once", "INSERT INTO encryption_keys"
+        _key_cached_before_its_row, "a first use that fails once", "INSERT INTO eventseal_encryption_keys"
     ),
     "a load in flight kept over a refresh": Mistake(
         _load_kept_over_a_refresh, "a load against a shredding that its process has seen", "kms unwrap"
     ),
     "confirmed when it was answered": Mistake(
-        _confirmed_when_answered, "a slow refresh against a rotation", "SELECT from key_changes"
+        _confirmed_when_answered, "a slow refresh against a rotation", "SELECT from eventseal_key_changes"
     ),
     "a lost answer is taken for a no": Mistake(
         _lost_answer_is_taken_for_no, "an append whose answers are lost", "after COMMIT"
@@ -347,7 +349,7 @@ MISTAKES: dict[str, Mistake] = {
     "a check after a restore that takes what was begun for done": Mistake(
         _begun_is_taken_for_done,
         "a backup that is restored after a shredding whose process ended",
-        "before INSERT INTO key_fences",
+        "before INSERT INTO eventseal_key_fences",
         shows_at_random=False,
     ),
     "an epoch that keeps its branch keys": Mistake(
@@ -362,16 +364,18 @@ MISTAKES: dict[str, Mistake] = {
         "before kms delete_versions_before",
     ),
     "a destroyed key's old row passes the revocation tree": Mistake(
-        attacked.old_rows_pass, "old rows of a retired key", "before UPDATE key_changes"
+        attacked.old_rows_pass, "old rows of a retired key", "before UPDATE eventseal_key_changes"
     ),
     "a key is revoked, and its scope gets no entry": Mistake(
-        attacked.scopes_get_no_entry, "old rows of a retired key", "before UPDATE key_changes"
+        attacked.scopes_get_no_entry, "old rows of a retired key", "before UPDATE eventseal_key_changes"
     ),
     "a node of the revocation tree is believed unchecked": Mistake(
-        attacked.old_nodes_pass, "old nodes after a shredding", "before UPDATE key_changes"
+        attacked.old_nodes_pass, "old nodes after a shredding", "before UPDATE eventseal_key_changes"
     ),
     "a first use that goes by the slots": Mistake(
-        attacked.first_use_goes_by_the_slots, "the slots of a closed scope", "before UPDATE key_changes"
+        attacked.first_use_goes_by_the_slots,
+        "the slots of a closed scope",
+        "before UPDATE eventseal_key_changes",
     ),
     "tables that others registered do not count": Mistake(
         attacked.tables_of_others_do_not_count, "the registry after a re-encryption", "before UPDATE integer"
@@ -389,18 +393,20 @@ MISTAKES: dict[str, Mistake] = {
     "whatever names a destroyed key of a reopened scope is erased": Mistake(
         attacked.whatever_names_a_destroyed_key_is_erased,
         "an item of a reopened scope",
-        "before INSERT INTO erased_items",
+        "before INSERT INTO eventseal_erased_items",
     ),
     "any time of a key is read": Mistake(
-        attacked.any_time_is_read, "the time of a rotated key", "before INSERT INTO encryption_keys"
+        attacked.any_time_is_read, "the time of a rotated key", "before INSERT INTO eventseal_encryption_keys"
     ),
     "a roll of the epoch whose row needs no seal": Mistake(
         attacked.rolls_need_no_seal, "the row of a roll", "before kms delete_versions_before"
     ),
     "a rotation that believes the times of keys": Mistake(
-        attacked.rotations_believe_times, "the time of a rotated key", "before INSERT INTO encryption_keys"
+        attacked.rotations_believe_times,
+        "the time of a rotated key",
+        "before INSERT INTO eventseal_encryption_keys",
     ),
     "a roll of the epoch that believes the times of branch keys": Mistake(
-        attacked.rolls_believe_times, "the times of branch keys", "before INSERT INTO epochs"
+        attacked.rolls_believe_times, "the times of branch keys", "before INSERT INTO eventseal_epochs"
     ),
 }

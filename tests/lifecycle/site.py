@@ -101,7 +101,7 @@ class Site:
         with self._outside.connect() as connection:
             connection.execute(text("SET lock_timeout = '5s'"))
             for table in reversed(self._tables):
-                if table.name != "sealed_tables":
+                if table.name != "eventseal_sealed_tables":
                     connection.execute(table.delete())
 
     def copy(self) -> Any:

@@ -35,7 +35,7 @@ IDLE = "idle"
 
 
 class Key(NamedTuple):
-    """A row of ``encryption_keys``; ``slot`` is whether ``active_scope`` is set."""
+    """A row of ``eventseal_encryption_keys``; ``slot`` is whether ``active_scope`` is set."""
 
     scope: int
     state: str = ACTIVE

@@ -21,7 +21,7 @@ ITEMS = "integer_sequenced_items"
 
 
 def settle(shop):
-    shop.execute("UPDATE key_changes SET refresh_interval = 0")
+    shop.execute("UPDATE eventseal_key_changes SET refresh_interval = 0")
 
 
 def active(shop, scope="application"):
@@ -150,13 +150,13 @@ def test_on_sqlite_a_table_without_rowid_has_its_forgeries_reported_too(sqlite_s
 def test_nothing_is_kept_of_the_marks_of_a_key_that_was_retired(shop):
     shop.append(3)
     rotate_keys(shop.seal, compromised=True)
-    kept = shop.execute("SELECT count(*) FROM marked_envelopes")
+    kept = shop.execute("SELECT count(*) FROM eventseal_marked_envelopes")
     assert kept == [(3 if shop.url.startswith("sqlite") else 0,)]
     settle(shop)
     reencrypt(shop.seal)
-    assert shop.execute("SELECT count(*) FROM marked_envelopes") == [(0,)]
+    assert shop.execute("SELECT count(*) FROM eventseal_marked_envelopes") == [(0,)]
     assert retire(shop.seal).done == 1
-    assert shop.execute("SELECT count(*) FROM compromised_marks") == [(0,)]
+    assert shop.execute("SELECT count(*) FROM eventseal_compromised_marks") == [(0,)]
 
 
 def test_honest_appends_that_come_late_are_refused_and_sealed_again(shop):
@@ -193,7 +193,7 @@ def test_the_digest_of_each_replaced_envelope_is_kept(shop):
     rotate_keys(shop.seal, scopes=["application"], compromised=True)
     shop.seal.keyring.rotate("tenant:a")
     reencrypt(shop.seal)
-    kept = shop.execute("SELECT sha256, sequence_id, position FROM replaced_envelopes")
+    kept = shop.execute("SELECT sha256, sequence_id, position FROM eventseal_replaced_envelopes")
     assert {(bytes(digest), name, position) for digest, name, position in kept} == {
         (hashlib.sha256(item.data).digest(), str(item.sequence_id), str(item.position)) for item in items
     }
@@ -235,7 +235,7 @@ def test_a_mark_that_was_recorded_is_kept_by_a_re_encryption(shop):
     thief = Thief(shop)
     rotate_keys(shop.seal, compromised=True)
     thief.forge()
-    shop.execute("DELETE FROM compromised_marks WHERE table_name = 'snapshots'")
+    shop.execute("DELETE FROM eventseal_compromised_marks WHERE table_name = 'snapshots'")
     assert reencrypt(shop.seal).by_table[ITEMS]["suspected"] == 1
 
 
@@ -245,9 +245,13 @@ def test_a_compromised_key_without_marks_gets_them_before_anything_is_moved(shop
     shop.seal.keyring.rotate(compromised=True)  # without the verb: nobody recorded anything
     result = reencrypt(shop.seal)
     assert (result.done, result.failed) == (4, 0)
-    marks = shop.execute("SELECT items_found, high_water FROM compromised_marks WHERE items_found > 0")
+    marks = shop.execute(
+        "SELECT items_found, high_water FROM eventseal_compromised_marks WHERE items_found > 0"
+    )
     assert marks[0][0] == 4
-    assert shop.execute("SELECT state FROM key_fences WHERE key_id = :k", k=shop.raw(bad)) == [("closed",)]
+    assert shop.execute("SELECT state FROM eventseal_key_fences WHERE key_id = :k", k=shop.raw(bad)) == [
+        ("closed",)
+    ]
 
 
 def test_recorded_anew_the_marks_take_in_what_is_there_now(shop):
@@ -269,7 +273,7 @@ def test_marking_waits_for_writers_but_not_for_long(open_shop, postgres_url):
     shop.append(1)
     key_id = active(shop)
     with shop.seal.datastore.engine.begin() as writer:
-        writer.exec_driver_sql("SELECT 1 FROM key_fences FOR SHARE")
+        writer.exec_driver_sql("SELECT 1 FROM eventseal_key_fences FOR SHARE")
         (held,) = record_compromised(shop.seal, [key_id]).values()
         assert isinstance(held, StoreUnavailableError)
     assert not record_compromised(shop.seal, [key_id])
@@ -284,7 +288,7 @@ def test_a_writer_that_commits_while_the_key_is_marked_is_honest(open_shop, post
     sealed = shop.seal.cipher.encrypt(b"late but honest", place)
     shop.seal.keyring.rotate(compromised=True)
     with shop.seal.datastore.engine.connect() as writer, ThreadPoolExecutor(1) as marker:
-        writer.execute(text("SELECT 1 FROM key_fences WHERE key_id = :k FOR SHARE"), {"k": key_id})
+        writer.execute(text("SELECT 1 FROM eventseal_key_fences WHERE key_id = :k FOR SHARE"), {"k": key_id})
         marking = marker.submit(record_compromised, shop.seal, [key_id])
         wait_until_blocked(shop.seal.datastore.engine)
         writer.execute(
@@ -317,5 +321,7 @@ def test_many_keys_are_marked_in_batches_that_take_a_moment(shop, monkeypatch):
     record_compromised(shop.seal, keys)
     a, b, c, d, e, f, g = keys
     assert batches == [[a], [b], [c, d, e], [f, g]]
-    marks = shop.execute(f"SELECT key_id, items_found FROM compromised_marks WHERE table_name = '{ITEMS}'")
+    marks = shop.execute(
+        f"SELECT key_id, items_found FROM eventseal_compromised_marks WHERE table_name = '{ITEMS}'"
+    )
     assert {shop.raw(key_id): size for key_id, size in zip(keys, sizes.values(), strict=True)} == dict(marks)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 ITEMS, TIMES = "integer_sequenced_items", "timestamp_sequenced_items"
 CBC = ["eventsourcing-cbc key=env:OLD"]
-FIELD_KEYS = "SELECT key_id FROM encryption_keys WHERE purpose = 'field'"
+FIELD_KEYS = "SELECT key_id FROM eventseal_encryption_keys WHERE purpose = 'field'"
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_a_row_of_which_only_the_key_id_was_edited_is_sound(shop, key_id) -> Non
 def test_so_is_one_that_is_bound_to_the_former_collection_of_its_table(shop) -> None:
     with shop.seal.datastore.key_engine.begin() as connection:
         connection.execute(
-            text("UPDATE sealed_tables SET collection = :name WHERE table_name = :table"),
+            text("UPDATE eventseal_sealed_tables SET collection = :name WHERE table_name = :table"),
             {"name": TimestampSequencedItemRecord.__former_collection__, "table": TIMES},
         )
     again = shop.again()
@@ -97,9 +97,9 @@ def holder(request, open_shop, store_url):
 @pytest.mark.parametrize(
     "change",
     [
-        f"DELETE FROM key_wrappings WHERE key_id IN ({FIELD_KEYS})",
-        f"UPDATE key_wrappings SET wrapped = :other WHERE key_id IN ({FIELD_KEYS})",
-        "UPDATE encryption_keys SET scope = 'subject:c-2' WHERE purpose = 'field'",
+        f"DELETE FROM eventseal_key_wrappings WHERE key_id IN ({FIELD_KEYS})",
+        f"UPDATE eventseal_key_wrappings SET wrapped = :other WHERE key_id IN ({FIELD_KEYS})",
+        "UPDATE eventseal_encryption_keys SET scope = 'subject:c-2' WHERE purpose = 'field'",
     ],
     ids=["no wrapping", "edited wrapping", "edited row"],
 )
@@ -144,7 +144,7 @@ def test_a_row_of_a_key_that_is_not_there_is_refused_and_stops_no_retire(shop) -
     assert "its key cannot be used" in only_refusal(damaged_rows(shop.seal, ITEMS)).message
     rotate_keys(shop.seal)
     with shop.seal.datastore.key_engine.begin() as connection:
-        connection.execute(text("UPDATE key_changes SET refresh_interval = 0"))
+        connection.execute(text("UPDATE eventseal_key_changes SET refresh_interval = 0"))
     reencrypt(shop.seal)
     assert retire(shop.seal).done == 1
 

@@ -68,7 +68,9 @@ def test_every_scope_gets_a_new_key_and_no_item_is_touched(shop) -> None:
 
 def test_no_key_is_passed_over_because_of_the_time_in_its_row(shop) -> None:
     a, b = active(shop, "a"), active(shop, "b")
-    shop.execute("UPDATE encryption_keys SET created_at = '2998-01-01 00:00:00.000000' WHERE scope = 'a'")
+    shop.execute(
+        "UPDATE eventseal_encryption_keys SET created_at = '2998-01-01 00:00:00.000000' WHERE scope = 'a'"
+    )
     result = rotate_keys(shop.seal, compromised=True)
     assert result.by_key == {a: 1, b: 1}
     assert state(shop, a) is KeyState.COMPROMISED
@@ -78,7 +80,7 @@ def test_no_key_is_passed_over_because_of_the_time_in_its_row(shop) -> None:
 @pytest.mark.parametrize("column", ["state", "purpose"])
 def test_a_key_whose_state_or_purpose_there_is_not_is_a_failure_and_named(shop, column) -> None:
     edited, other = active(shop, "a"), active(shop, "b")
-    shop.execute(f"UPDATE encryption_keys SET {column} = 'weird' WHERE scope = 'a'")
+    shop.execute(f"UPDATE eventseal_encryption_keys SET {column} = 'weird' WHERE scope = 'a'")
     for result in (rotate_keys(shop.seal, compromised=True), retire(shop.seal)):
         (failure,) = result.failures
         assert (result.complete, result.failed) == (False, 1)
@@ -167,11 +169,15 @@ def test_with_branches_ten_thousand_scopes_would_cost_no_call_each(open_shop, sq
 
 def test_one_bad_row_fails_alone(shop) -> None:
     bad, fine = active(shop, "bad"), active(shop, "fine")
-    shop.execute("UPDATE encryption_keys SET seal = binding WHERE key_id = :key", key=shop.raw(bad))
+    shop.execute("UPDATE eventseal_encryption_keys SET seal = binding WHERE key_id = :key", key=shop.raw(bad))
     result = rotate_keys(shop.seal)
     assert (result.done, result.failed, result.complete) == (1, 1, False)
     (failure,) = result.failures
-    assert (failure.table, failure.key_id, failure.error) == ("encryption_keys", bad, "IntegrityError")
+    assert (failure.table, failure.key_id, failure.error) == (
+        "eventseal_encryption_keys",
+        bad,
+        "IntegrityError",
+    )
     assert result.by_key == {fine: 1}
 
 
@@ -278,12 +284,12 @@ def test_a_fence_that_somebody_holds_keeps_no_other_leaked_key_from_its_mark(ope
     shop = open_shop(postgres_url)
     olds = {scope: shop.append(2, scope=scope)[0].key_id for scope in ("a", "b", "c")}
     with shop.seal.datastore.engine.begin() as writer:
-        hold = text("SELECT 1 FROM key_fences WHERE key_id = :k FOR SHARE")
+        hold = text("SELECT 1 FROM eventseal_key_fences WHERE key_id = :k FOR SHARE")
         writer.execute(hold, {"k": olds["b"]})
         result = rotate_keys(shop.seal, compromised=True)
     assert (result.done, result.failed, result.complete) == (3, 1, False)
     (failure,) = result.failures
-    assert (failure.table, failure.key_id) == ("key_fences", olds["b"])
+    assert (failure.table, failure.key_id) == ("eventseal_key_fences", olds["b"])
     assert f"eventseal rotate --compromised --key {olds['b']}" in failure.remedy
     assert {state(shop, old) for old in olds.values()} == {KeyState.COMPROMISED}
     assert [fence(shop, old) == CLOSED for old in olds.values()] == [True, False, True]
@@ -299,7 +305,7 @@ def test_a_named_key_whose_fence_somebody_holds_is_an_error_after_the_others_wer
     shop = open_shop(postgres_url)
     olds = [shop.append(2, scope=scope)[0].key_id for scope in ("a", "b")]
     with shop.seal.datastore.engine.begin() as writer:
-        writer.execute(text("SELECT 1 FROM key_fences WHERE key_id = :k FOR SHARE"), {"k": olds[0]})
+        writer.execute(text("SELECT 1 FROM eventseal_key_fences WHERE key_id = :k FOR SHARE"), {"k": olds[0]})
         with pytest.raises(StoreUnavailableError, match=str(olds[0])):
             mark_compromised(shop.seal, olds)
     assert marked_items(shop, olds[1]) == 2

@@ -94,7 +94,7 @@ def test_a_refusal_names_the_key_and_the_constraint(pg_library):
     library = pg_library
     events = library.append()
     key = library.active_key()
-    library.execute("UPDATE key_fences SET state = 'closed'")
+    library.execute("UPDATE eventseal_key_fences SET state = 'closed'")
     with pytest.raises(eventsourcing.persistence.IntegrityError) as refused:
         library.append()
     cause = refused.value.__cause__
@@ -126,7 +126,7 @@ def test_a_writer_with_an_older_snapshot_fails_rather_than_writing_under_a_retir
     old, (event,) = library.active_key(), library.states(uuid4(), [1])
     engine = library.seal.datastore.engine.execution_options(isolation_level=isolation)
     with engine.connect() as connection:
-        connection.exec_driver_sql("SELECT 1 FROM key_fences")
+        connection.exec_driver_sql("SELECT 1 FROM eventseal_key_fences")
         with library.open() as others:
             rotate_keys(others)
             reencrypt(others)
@@ -164,7 +164,7 @@ def test_other_columns_change_also_of_items_whose_key_seals_no_more(library):
 )
 def test_what_is_no_envelope_passes_and_takes_no_fence(library, state):
     library.append_plain(state=state)
-    assert library.execute("SELECT count(*) FROM key_fences")[0][0] == 0
+    assert library.execute("SELECT count(*) FROM eventseal_key_fences")[0][0] == 0
     assert verify(library.seal).failed == 1
 
 
@@ -201,7 +201,7 @@ def test_a_trigger_that_does_something_else_is_put_right(pg_library, change):
     with pytest.raises(ConfigurationError, match="has no trigger"):
         retire(library.seal)
     library.make_ours()
-    library.execute("UPDATE key_fences SET state = 'closed'")
+    library.execute("UPDATE eventseal_key_fences SET state = 'closed'")
     with pytest.raises(eventsourcing.persistence.IntegrityError, match="is closed"):
         library.append()
 
@@ -228,7 +228,7 @@ def test_a_role_without_rights_on_the_fences_writes_through_them(pg_library):
         insert(connection)
     key = library.active_key()
     assert fences(library, key) == {key: OPEN}
-    library.execute("UPDATE key_fences SET state = 'closed'")
+    library.execute("UPDATE eventseal_key_fences SET state = 'closed'")
     with pytest.raises(DBAPIError, match="is closed"), library.seal.datastore.engine.begin() as connection:
         insert(connection)
 

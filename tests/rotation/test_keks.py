@@ -93,8 +93,8 @@ def test_a_kek_may_go_if_every_key_is_seen_to_open_without_it(under, kek) -> Non
     assert refuse_needed_kek(shop.seal, "fake://old") == 5
     assert sum(len(call.key_ids) for call in kek.calls) == 5  # one unwrapping a key
     shop.execute(
-        "DELETE FROM key_wrappings WHERE kek_uri = 'fake://kek' AND key_id = ("
-        "SELECT key_id FROM encryption_keys WHERE purpose = 'data' ORDER BY key_id LIMIT 1)"
+        "DELETE FROM eventseal_key_wrappings WHERE kek_uri = 'fake://kek' AND key_id = ("
+        "SELECT key_id FROM eventseal_encryption_keys WHERE purpose = 'data' ORDER BY key_id LIMIT 1)"
     )
     with pytest.raises(JobError, match="1 key cannot be opened"):
         refuse_needed_kek(shop.seal, "fake://old")
@@ -173,7 +173,7 @@ def test_a_version_that_is_written_otherwise_is_no_version_that_may_go(under, ke
     shop = under(kek)
     fill(shop)
     with shop.seal.datastore.engine.begin() as connection:  # as Vault's are written
-        connection.execute(text("UPDATE key_wrappings SET kek_version = 'v1'"))
+        connection.execute(text("UPDATE eventseal_key_wrappings SET kek_version = 'v1'"))
     with pytest.raises(ConfigurationError, match="no key is wrapped under version") as refused:
         refuse_needed_kek(shop.seal, "fake://kek", typed)
     assert refused.value.remedy == "Did you mean v1?"
@@ -184,7 +184,7 @@ def test_no_other_version_is_suggested(under, kek, typed) -> None:
     shop = under(kek)
     fill(shop)
     with shop.seal.datastore.engine.begin() as connection:
-        connection.execute(text("UPDATE key_wrappings SET kek_version = 'v12'"))
+        connection.execute(text("UPDATE eventseal_key_wrappings SET kek_version = 'v12'"))
     with pytest.raises(ConfigurationError, match="no key is wrapped under version") as refused:
         refuse_needed_kek(shop.seal, "fake://kek", typed)
     assert refused.value.remedy == "Name one of these versions: v12."

@@ -280,7 +280,7 @@ def test_a_wrong_old_key_is_named_and_nothing_is_written(open_shop, store_url, m
         migrate(wrong.seal)
     assert [row.data for row in rows(shop)] == data
     assert all(row.key_id is None for row in rows(shop))
-    assert shop.execute("SELECT count(*) FROM reencryption_jobs")[0][0] == 0
+    assert shop.execute("SELECT count(*) FROM eventseal_reencryption_jobs")[0][0] == 0
     assert migrate(shop.seal).done == 9
 
 
@@ -479,7 +479,7 @@ def test_an_abandoned_migration_ends_its_job_and_is_begun_again(old_shop):
     fill(old_shop)
     begin_migration(old_shop.seal)
     migrate(old_shop.seal)
-    old_shop.execute("UPDATE reencryption_jobs SET state = 'running'")
+    old_shop.execute("UPDATE eventseal_reencryption_jobs SET state = 'running'")
     fill(old_shop, WRITERS[4:5], count=1)
     assert abandon_migration(old_shop.seal, dry_run=True).left == 1
     assert unfinished_jobs(old_shop) == 1
@@ -498,7 +498,7 @@ def test_rotation_goes_on_beside_it(old_shop):
     old_shop.append(5)
     begin_migration(old_shop.seal)
     migrate(old_shop.seal)
-    old_shop.execute("UPDATE key_changes SET refresh_interval = 0")
+    old_shop.execute("UPDATE eventseal_key_changes SET refresh_interval = 0")
     rotate_keys(old_shop.seal)
     assert reencrypt(old_shop.seal).done == 26
     assert retire(old_shop.seal).failed == 0

@@ -271,20 +271,20 @@ def point_at(shop, function: str) -> None:
     options = dict(list_jobs(shop.seal)[0].options)
     old = options["key_scope"]["function"]
     changed = shop.execute(
-        "UPDATE reencryption_jobs SET options = replace(options, :old, :new)", old=old, new=function
+        "UPDATE eventseal_reencryption_jobs SET options = replace(options, :old, :new)", old=old, new=function
     )
     assert changed == 1
 
 
 def test_a_resumed_migration_wants_its_function_again_and_says_how(stopped):
     shop, job_id = stopped
-    before = shop.execute("SELECT * FROM reencryption_jobs")
+    before = shop.execute("SELECT * FROM eventseal_reencryption_jobs")
     for given in (None, "tenant:acme", other_rule):
         with pytest.raises(ConfigurationError, match="another rule for scopes") as refused:
             migrate(shop.seal, resume=job_id, key_scope=given)
         command = f"eventseal migrate --resume {job_id} --key-scope-function {tenant_of.__module__}:tenant_of"
         assert command in refused.value.remedy
-    assert shop.execute("SELECT * FROM reencryption_jobs") == before
+    assert shop.execute("SELECT * FROM eventseal_reencryption_jobs") == before
     assert migrate(shop.seal, resume=job_id, key_scope=tenant_of).done == 3
 
 

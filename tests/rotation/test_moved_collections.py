@@ -27,7 +27,7 @@ NEW, OLD = "timestamp_items", "items"
 
 
 def settle(shop):
-    shop.execute("UPDATE key_changes SET refresh_interval = 0")
+    shop.execute("UPDATE eventseal_key_changes SET refresh_interval = 0")
 
 
 def test_a_row_that_is_copied_from_one_table_to_the_other_does_not_open(shop):
@@ -78,7 +78,7 @@ def append_old(shop, many=6, **options):
     events = [Noted(stream, Decimal(n), f"customer {n}", "a note") for n in range(many)]
     items = mapper(shop, OLD, **options).to_sequenced_items(events)
     shop.strategy(TimestampSequencedItemRecord).append(items)
-    shop.execute(f"UPDATE sealed_tables SET collection = '{OLD}' WHERE table_name = '{LOGGED}'")
+    shop.execute(f"UPDATE eventseal_sealed_tables SET collection = '{OLD}' WHERE table_name = '{LOGGED}'")
     return events
 
 
@@ -99,7 +99,7 @@ def edit(shop, item, **values):
 
 
 def collection_of(shop):
-    (said,) = shop.execute(f"SELECT collection FROM sealed_tables WHERE table_name = '{LOGGED}'")
+    (said,) = shop.execute(f"SELECT collection FROM eventseal_sealed_tables WHERE table_name = '{LOGGED}'")
     return said[0]
 
 
@@ -124,7 +124,9 @@ def test_the_registry_alone_opens_nothing(sqlite_shop):
     (snapshot,) = sqlite_shop.append(record=SnapshotRecord)
     sqlite_shop.strategy().append(snapshot)
     for table in ("integer_sequenced_items", LOGGED):
-        sqlite_shop.execute(f"UPDATE sealed_tables SET collection = 'snapshots' WHERE table_name = '{table}'")
+        sqlite_shop.execute(
+            f"UPDATE eventseal_sealed_tables SET collection = 'snapshots' WHERE table_name = '{table}'"
+        )
     assert sqlite_shop.strategy().other_collections("shop") == []
     with pytest.raises(IntegrityError):
         read_again(sqlite_shop, events)

@@ -49,7 +49,7 @@ class Ledger(Base):
 
 def settle(shop):
     """Let every process have noticed all changes of keys."""
-    shop.execute("UPDATE key_changes SET refresh_interval = 0")
+    shop.execute("UPDATE eventseal_key_changes SET refresh_interval = 0")
 
 
 def active(shop, scope="application"):
@@ -320,7 +320,10 @@ def test_rows_that_name_another_key_or_none_that_is_known_are_reported(shop):
 def test_items_of_a_key_whose_row_was_edited_fail_whatever_the_row_says(shop, state):
     items = shop.append(2)
     rotate_keys(shop.seal, compromised=True)
-    edit = "UPDATE encryption_keys SET state = :state, destroyed_by = 'shredded' WHERE state = 'compromised'"
+    edit = (
+        "UPDATE eventseal_encryption_keys SET state = :state, destroyed_by = 'shredded' "
+        "WHERE state = 'compromised'"
+    )
     shop.execute(edit, state=state)
     for options in ({"dry_run": True}, {}):
         result = reencrypt(shop.again().seal, **options)
@@ -374,7 +377,14 @@ def test_a_dry_run_counts_estimates_and_changes_nothing(shop):
     shop.append(50)
     shop.append(2, record=SnapshotRecord)
     shop.seal.keyring.rotate()
-    tables = [ITEMS, "snapshots", "encryption_keys", "key_fences", "reencryption_jobs", "key_changes"]
+    tables = [
+        ITEMS,
+        "snapshots",
+        "eventseal_encryption_keys",
+        "eventseal_key_fences",
+        "eventseal_reencryption_jobs",
+        "eventseal_key_changes",
+    ]
     before = [shop.execute(f"SELECT * FROM {table}") for table in tables]
     result = reencrypt(shop.seal, dry_run=True)
     assert [shop.execute(f"SELECT * FROM {table}") for table in tables] == before

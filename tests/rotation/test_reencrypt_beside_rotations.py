@@ -45,7 +45,7 @@ def test_a_run_that_comes_after_the_last_look_of_another_moves_its_own_items(
     shop.append(5)
     rotate_keys(shop.seal)
     if settled:
-        shop.execute("UPDATE key_changes SET refresh_interval = 0")
+        shop.execute("UPDATE eventseal_key_changes SET refresh_interval = 0")
     arrived, ended = threading.Event(), threading.Event()
     looks, waits, runs = [], [], []
     look, method = reencryption.table_sources, getattr(Passes, until)
@@ -92,7 +92,7 @@ def test_a_run_whose_job_another_ends_in_the_middle_of_a_pass_says_what_is_left(
 
     def ended_by_another(self, sources):
         begun = begin_pass(self, sources)
-        shop.execute("UPDATE reencryption_jobs SET state = 'finished'")
+        shop.execute("UPDATE eventseal_reencryption_jobs SET state = 'finished'")
         return begun
 
     def counted(self):
@@ -123,7 +123,9 @@ def test_a_job_that_another_stops_after_the_look_gets_no_pass(shop, monkeypatch,
     shop.append(5)
     rotate_keys(shop.seal)
     before(
-        monkeypatch, "_begin_pass", lambda: shop.execute(f"UPDATE reencryption_jobs SET state = '{state}'")
+        monkeypatch,
+        "_begin_pass",
+        lambda: shop.execute(f"UPDATE eventseal_reencryption_jobs SET state = '{state}'"),
     )
     result = reencrypt(shop.seal)
     assert (result.complete, result.left) == (False, 5)
@@ -137,7 +139,9 @@ def test_a_pass_runs_although_another_run_has_just_called_the_job_settling(shop,
     shop.append(5)
     rotate_keys(shop.seal)
     before(
-        monkeypatch, "_begin_pass", lambda: shop.execute("UPDATE reencryption_jobs SET state = 'settling'")
+        monkeypatch,
+        "_begin_pass",
+        lambda: shop.execute("UPDATE eventseal_reencryption_jobs SET state = 'settling'"),
     )
     assert reencrypt(shop.seal).left == 0
     assert list_jobs(shop.seal)[0].state == "settling"
@@ -151,13 +155,13 @@ def test_a_run_ends_although_others_join_the_job_after_its_every_look(shop, monk
     before(
         monkeypatch,
         "_end",
-        lambda: shop.execute(f"UPDATE reencryption_jobs SET items_per_second = {next(paces)}"),
+        lambda: shop.execute(f"UPDATE eventseal_reencryption_jobs SET items_per_second = {next(paces)}"),
     )
     result = reencrypt(shop.seal)
     assert (result.complete, result.left) == (False, 0)
     assert list_jobs(shop.seal)[0].pass_number == 1  # another pass would forget the failures of this one
     monkeypatch.undo()
-    shop.execute("UPDATE key_changes SET refresh_interval = 0")
+    shop.execute("UPDATE eventseal_key_changes SET refresh_interval = 0")
     assert reencrypt(shop.seal, resume=result.job_id).complete
 
 
@@ -167,7 +171,7 @@ def test_a_run_whose_job_another_ends_before_its_first_look_looks_all_the_same(s
     run = Passes.run
 
     def ended_by_another(self):
-        shop.execute("UPDATE reencryption_jobs SET state = 'finished'")
+        shop.execute("UPDATE eventseal_reencryption_jobs SET state = 'finished'")
         return run(self)
 
     monkeypatch.setattr(Passes, "run", ended_by_another)
@@ -186,14 +190,14 @@ def test_a_job_that_is_just_being_ended_stays_ended(postgres_shop, does) -> None
     shop.append(5)
     rotate_keys(shop.seal)
     first = reencrypt(shop.seal)
-    shop.execute("UPDATE reencryption_jobs SET state = 'running'")
+    shop.execute("UPDATE eventseal_reencryption_jobs SET state = 'running'")
     verbs = {
         "joins": lambda: reencrypt(shop.seal),
         "resumes": lambda: reencrypt(shop.seal, resume=first.job_id),
         "pauses": lambda: pause_job(shop.seal, first.job_id),
     }
     with ThreadPoolExecutor(1) as pool, shop.seal.datastore.engine.connect() as ending:
-        ending.execute(text("UPDATE reencryption_jobs SET state = 'finished'"))
+        ending.execute(text("UPDATE eventseal_reencryption_jobs SET state = 'finished'"))
         waiting = pool.submit(verbs[does])
         wait_until_blocked(shop.seal.datastore.engine)
         ending.commit()

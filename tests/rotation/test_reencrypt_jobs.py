@@ -32,7 +32,7 @@ ITEMS = "integer_sequenced_items"
 
 
 def settle(shop):
-    shop.execute("UPDATE key_changes SET refresh_interval = 0")
+    shop.execute("UPDATE eventseal_key_changes SET refresh_interval = 0")
 
 
 def active(shop, scope="application"):
@@ -213,7 +213,7 @@ def test_a_job_that_another_release_keeps_otherwise_is_refused_and_a_new_one_fin
     with pytest.raises(KmsUnavailableError):
         reencrypt(shop.seal, batch=50)
     monkeypatch.undo()
-    shop.execute(f"UPDATE reencryption_jobs SET layout = {layout}, release = '0.0.{layout}'")
+    shop.execute(f"UPDATE eventseal_reencryption_jobs SET layout = {layout}, release = '0.0.{layout}'")
     (job,) = list_jobs(shop.seal)
     with pytest.raises(JobError, match=rf"release 0\.0\.{layout}") as caught:
         reencrypt(shop.seal, resume=job.job_id)
@@ -225,8 +225,8 @@ def test_a_job_that_another_release_keeps_otherwise_is_refused_and_a_new_one_fin
 
 def test_a_store_without_the_tables_of_jobs_says_what_makes_them(shop):
     filled(shop)
-    shop.execute("DROP TABLE reencryption_jobs")
-    with pytest.raises(MissingTableError, match="reencryption_jobs") as caught:
+    shop.execute("DROP TABLE eventseal_reencryption_jobs")
+    with pytest.raises(MissingTableError, match="eventseal_reencryption_jobs") as caught:
         reencrypt(shop.seal)
     assert "eventseal init" in caught.value.remedy
 
@@ -277,7 +277,7 @@ def test_the_range_of_a_silent_worker_elsewhere_is_taken_when_its_lease_ends(sho
         reencrypt(shop.seal, batch=50)
     monkeypatch.undo()
     seen = "2000-01-01 00:00:00.000000" if shop.url.startswith("sqlite") else "2000-01-01T00:00:00Z"
-    shop.execute(f"UPDATE reencryption_shards SET worker = 'elsewhere|1|2|3', seen_at = '{seen}'")
+    shop.execute(f"UPDATE eventseal_reencryption_shards SET worker = 'elsewhere|1|2|3', seen_at = '{seen}'")
     assert reencrypt(shop.seal).done == 500
 
 
@@ -335,7 +335,7 @@ def test_batches_take_their_time_at_the_pace_of_the_job(shop):
         )
         for _ in range(2)
     ]
-    shop.execute("UPDATE reencryption_jobs SET paced_until = NULL")
+    shop.execute("UPDATE eventseal_reencryption_jobs SET paced_until = NULL")
     lives = []
     assert pacers[0].most(1_000) == 100
     for pacer in [*pacers, *pacers]:  # two workers, as if each were in a process of its own
@@ -371,7 +371,7 @@ def test_a_job_that_is_resumed_at_another_pace_does_not_wait_out_the_old_one(sho
     with pytest.raises(KmsUnavailableError):
         reencrypt(shop.seal, items_per_second=100_000, batch=10)
     monkeypatch.undo()
-    shop.execute("UPDATE reencryption_jobs SET paced_until = 9e9")
+    shop.execute("UPDATE eventseal_reencryption_jobs SET paced_until = 9e9")
     result = reencrypt(shop.seal, items_per_second=200_000)
     assert (result.complete, result.done) == (True, 50)
 
@@ -397,7 +397,7 @@ def test_only_the_newest_finished_jobs_are_kept_with_what_belongs_to_them(shop, 
         shop.seal.keyring.rotate()
         made.append(reencrypt(shop.seal).job_id)
     assert [job.job_id for job in list_jobs(shop.seal)] == made[1:]
-    for table in ("reencryption_shards", "reencrypted_keys"):
+    for table in ("eventseal_reencryption_shards", "eventseal_reencrypted_keys"):
         assert shop.execute(f"SELECT count(DISTINCT job_id) FROM {table}") == [(3,)]
     with pytest.raises(JobError, match="there is no job"):
         reencrypt(shop.seal, resume=made[0])
@@ -534,7 +534,7 @@ def test_an_interruption_stops_the_workers_of_this_call_alone(shop, monkeypatch)
             reencrypt(shop.seal, shards=2, executor=executor, batch=5, progress=progress)
         (job,) = list_jobs(shop.seal)
         assert job.state == "running"  # another rotator may be at it
-        free = shop.execute("SELECT count(*) FROM reencryption_shards WHERE worker IS NOT NULL")
+        free = shop.execute("SELECT count(*) FROM eventseal_reencryption_shards WHERE worker IS NOT NULL")
         assert free == [(0,)]
     assert seen[0].done < 1_000
     result = reencrypt(shop.seal)

@@ -20,7 +20,7 @@ ITEMS = "integer_sequenced_items"
 
 
 def settle(shop):
-    shop.execute("UPDATE key_changes SET refresh_interval = 0")
+    shop.execute("UPDATE eventseal_key_changes SET refresh_interval = 0")
 
 
 def active(shop, scope="application"):
@@ -205,7 +205,7 @@ def test_a_worker_that_was_too_slow_writes_nothing_of_a_range_that_another_one_t
     settle(shop)
     long_ago = "2000-01-01 00:00:00.000000" if shop.url.startswith("sqlite") else "2000-01-01T00:00:00Z"
     take = (
-        "UPDATE reencryption_shards SET worker = 'elsewhere|1|2|3', version = version + 1, "
+        "UPDATE eventseal_reencryption_shards SET worker = 'elsewhere|1|2|3', version = version + 1, "
         f"seen_at = '{long_ago}' WHERE state = 'open'"
     )
     meanwhile(lambda: shop.execute(take), batch=2)

@@ -225,11 +225,17 @@ def test_nothing_is_retired_while_not_all_items_can_be_counted(shop, table) -> N
 def test_an_edited_row_keeps_its_key_and_its_fence_and_the_others_go(shop) -> None:
     edited, empty = active(shop, "a"), active(shop, "b")
     rotate_keys(shop.seal)
-    shop.execute("UPDATE encryption_keys SET seal = binding WHERE key_id = :key", key=shop.raw(edited))
+    shop.execute(
+        "UPDATE eventseal_encryption_keys SET seal = binding WHERE key_id = :key", key=shop.raw(edited)
+    )
     result = retire(shop.seal)
     assert (result.done, result.failed, result.complete) == (1, 1, False)
     (failure,) = result.failures
-    assert (failure.key_id, failure.error, failure.table) == (edited, "IntegrityError", "encryption_keys")
+    assert (failure.key_id, failure.error, failure.table) == (
+        edited,
+        "IntegrityError",
+        "eventseal_encryption_keys",
+    )
     assert fence(shop, edited) is None
     assert record(shop, empty).destroyed_by == "retired"
 
@@ -284,7 +290,11 @@ def test_a_key_that_is_being_stored_under_the_branch_key_is_waited_for(
 
     @event.listens_for(engine, "after_cursor_execute")
     def stop(connection, cursor, statement, parameters, context, executemany) -> None:
-        after = "INSERT INTO key_wrappings" if first == "wrapping" else "INSERT INTO encryption_keys"
+        after = (
+            "INSERT INTO eventseal_key_wrappings"
+            if first == "wrapping"
+            else "INSERT INTO eventseal_encryption_keys"
+        )
         if statement.startswith(after):
             paused.set()
             assert go.wait(60)
@@ -346,7 +356,7 @@ def insert(connection, item) -> None:
     inserted = connection.execute(
         text(
             "INSERT INTO integer_sequenced_items (sequence_id, position, topic, data, key_id) "
-            "SELECT :sequence_id, :position, :topic, :data, key_id FROM key_fences "
+            "SELECT :sequence_id, :position, :topic, :data, key_id FROM eventseal_key_fences "
             "WHERE key_id = :key_id AND state = 'open' FOR SHARE"
         ),
         item._asdict(),
@@ -658,10 +668,10 @@ def test_a_policy_that_hides_fences_stops_a_re_encryption_before_it_makes_one(ow
     shop.append(scope="a")
     rotate_keys(shop.seal)
     new = shop.seal.key_store.active("shop", ["a"])["a"].key_id
-    hide_rows(shop, "key_fences")
-    with pytest.raises(StoreError, match=r"row-level security policy .*key_fences"):
+    hide_rows(shop, "eventseal_key_fences")
+    with pytest.raises(StoreError, match=r"row-level security policy .*eventseal_key_fences"):
         reencrypt(shop.seal)
-    shop.execute("ALTER TABLE key_fences NO FORCE ROW LEVEL SECURITY")
+    shop.execute("ALTER TABLE eventseal_key_fences NO FORCE ROW LEVEL SECURITY")
     assert fence(shop, new) is None
 
 
@@ -686,8 +696,8 @@ def test_a_policy_that_hides_keys_keeps_the_branch_key_that_wraps_them(owned_sho
     shop.append(scope="a")
     branch = branch_of(shop)
     shop.seal.keyring.rotate_branches()
-    hide_rows(shop, "key_wrappings")
-    hide_rows(shop, "encryption_keys", unless="purpose <> 'data'")
+    hide_rows(shop, "eventseal_key_wrappings")
+    hide_rows(shop, "eventseal_encryption_keys", unless="purpose <> 'data'")
     for call in (retire, partial(retire, keys=[branch])):
         with pytest.raises(StoreError, match="row-level security policy"):
             call(shop.seal)
@@ -698,7 +708,12 @@ def test_an_application_appends_and_reads_what_its_policies_allow(owned_shop) ->
     shop = owned_shop
     (seen,) = shop.append()
     hide_rows(shop, "integer_sequenced_items", unless=f"sequence_id = '{seen.sequence_id}'")
-    for table in ("encryption_keys", "key_wrappings", "key_fences", "sealed_tables"):
+    for table in (
+        "eventseal_encryption_keys",
+        "eventseal_key_wrappings",
+        "eventseal_key_fences",
+        "eventseal_sealed_tables",
+    ):
         hide_rows(shop, table, unless="true")
     other = shop.again()
     (hidden,) = other.append()
@@ -716,7 +731,7 @@ def test_a_table_counts_whoever_the_registry_says_it_belongs_to(shop, tables) ->
     (item,) = shop.append()
     rotate_keys(shop.seal)
     where = " WHERE table_name = 'integer_sequenced_items'" * (tables == "one")
-    shop.execute(f"UPDATE sealed_tables SET application = 'other'{where}")
+    shop.execute(f"UPDATE eventseal_sealed_tables SET application = 'other'{where}")
     if tables == "all":
         with pytest.raises(ConfigurationError, match="no table is registered"):
             retire(shop.seal)
@@ -731,7 +746,7 @@ def test_a_table_that_only_another_application_registered_counts(open_shop, stor
     """Application b writes into the table that a registered, and retires its key."""
     first = open_shop(store_url, application="a")
     first.append()
-    first.execute("UPDATE sealed_tables SET application = 'b' WHERE table_name = 'snapshots'")
+    first.execute("UPDATE eventseal_sealed_tables SET application = 'b' WHERE table_name = 'snapshots'")
     second = first.again(application="b")
     (item,) = second.append()
     rotate_keys(second.seal)
@@ -746,13 +761,13 @@ def test_a_table_of_another_application_that_is_not_there_is_named(shop) -> None
     empty = active(shop)
     rotate_keys(shop.seal)
     shop.execute(
-        "INSERT INTO sealed_tables (application, database_name, table_name, collection, columns) "
-        "SELECT 'other', database_name, 'archive', collection, columns FROM sealed_tables "
+        "INSERT INTO eventseal_sealed_tables (application, database_name, table_name, collection, columns) "
+        "SELECT 'other', database_name, 'archive', collection, columns FROM eventseal_sealed_tables "
         "WHERE table_name = 'snapshots'"
     )
     with pytest.raises(ConfigurationError, match=r"archive.*Another application registered it") as caught:
         retire(shop.seal)
-    assert "DELETE FROM sealed_tables" in caught.value.remedy
+    assert "DELETE FROM eventseal_sealed_tables" in caught.value.remedy
     assert record(shop, empty).state is KeyState.DEACTIVATED
 
 
@@ -828,7 +843,7 @@ def test_what_may_be_in_plain_blocks_nothing(shop, accepted) -> None:
     empty = active(shop, "b")
     rotate_keys(shop.seal)
     if accepted == "by migration":
-        shop.execute("""UPDATE sealed_tables SET old_formats = '["plain-json"]'""")
+        shop.execute("""UPDATE eventseal_sealed_tables SET old_formats = '["plain-json"]'""")
         shop.append_plain(data=b"\1\3\0" + uuid4().bytes + bytes(40))  # an old item that looks like one
     formats = ["plain-json"] if accepted == "by migration" else []
     other = shop.again(always_encrypt=accepted != "by setting", old_formats=formats)
@@ -852,7 +867,7 @@ def test_what_no_reader_takes_blocks_every_retire_where_plain_items_are_allowed(
     shop.append_plain()
     rotate_keys(shop.seal)
     if accepted == "by migration":
-        shop.execute("""UPDATE sealed_tables SET old_formats = '["plain-json"]'""")
+        shop.execute("""UPDATE eventseal_sealed_tables SET old_formats = '["plain-json"]'""")
     formats = ["plain-json"] if accepted == "by migration" else []
     other = shop.again(always_encrypt=accepted != "by setting", old_formats=formats)
     if how == "as text":
@@ -874,7 +889,9 @@ def test_what_no_reader_takes_blocks_every_retire_where_plain_items_are_allowed(
 @pytest.mark.slow
 def test_keys_of_fields_are_never_retired(shop) -> None:
     key_id = shop.seal.keyring.sealing_keys({"b": 0}, purpose=KeyPurpose.FIELD)["b"].key_id
-    shop.execute("UPDATE encryption_keys SET state = 'deactivated' WHERE key_id = :key", key=shop.raw(key_id))
+    shop.execute(
+        "UPDATE eventseal_encryption_keys SET state = 'deactivated' WHERE key_id = :key", key=shop.raw(key_id)
+    )
     with pytest.raises(JobError, match="of purpose field, and such keys are never retired"):
         retire(shop.seal, keys=[key_id])
     assert retire(shop.seal).by_key == {}

@@ -50,12 +50,12 @@ def test_wrappings_move_to_the_newest_version_in_two_runs(under, kek) -> None:
     first = rewrap(worker, batch=7)
     assert (first.verb, first.complete, first.done, first.left, first.failed) == ("rewrap", True, 0, 31, 0)
     counts = {"done": 0, "to_move": 0, "awaiting": 31, "failed": 0, "added": 31, "dropped": 0}
-    assert first.by_table == {"key_wrappings": counts}
+    assert first.by_table == {"eventseal_key_wrappings": counts}
     assert first.by_kek == {"fake://kek": 62}
     assert opened(under(kek), key_ids)
     second = rewrap(worker, batch=7)
     assert (second.done, second.left) == (31, 0)
-    assert second.by_table["key_wrappings"]["dropped"] == 31
+    assert second.by_table["eventseal_key_wrappings"]["dropped"] == 31
     assert second.by_kek == {"fake://kek": 31}
     assert [(use.kek_version, use.wrappings) for use in kek_report(worker).uses] == [("2", 31)]
     assert opened(under(kek), key_ids)
@@ -85,7 +85,7 @@ def test_a_dry_run_tells_what_would_move_and_writes_nothing(under, kek) -> None:
     kek.rotate(), kek.calls.clear()
     result = rewrap(under(kek, FakeKms("other")).seal, dry_run=True)
     assert (result.done, result.left, result.by_kek) == (0, 31, {"fake://kek": 31})
-    assert result.by_table["key_wrappings"]["to_move"] == 31
+    assert result.by_table["eventseal_key_wrappings"]["to_move"] == 31
     assert kek.count() == kek.count("current_version") == 1
 
 
@@ -95,18 +95,24 @@ def test_progress_counts_down(under, kek) -> None:
     seen: list[JobResult] = []
     rewrap(under(kek).seal, batch=10, progress=seen.append)
     assert [(told.complete, told.done + told.left) for told in seen] == [(False, 31)] * 4
-    assert [told.by_table["key_wrappings"]["awaiting"] for told in seen] == [10, 20, 30, 31]
+    assert [told.by_table["eventseal_key_wrappings"]["awaiting"] for told in seen] == [10, 20, 30, 31]
 
 
 def test_a_key_that_does_not_move_is_told_with_its_row(under, kek) -> None:
     shop = under(kek)
     key_ids = fill(shop)
-    shop.execute("UPDATE key_wrappings SET wrapped = :x WHERE key_id = :k", x=b"1|x", k=shop.raw(key_ids[3]))
+    shop.execute(
+        "UPDATE eventseal_key_wrappings SET wrapped = :x WHERE key_id = :k", x=b"1|x", k=shop.raw(key_ids[3])
+    )
     kek.rotate()
     result = rewrap(under(kek).seal)
     assert (result.failed, result.left) == (1, 30)
     (failure,) = result.failures
-    assert (failure.key_id, failure.error, failure.table) == (key_ids[3], "IntegrityError", "key_wrappings")
+    assert (failure.key_id, failure.error, failure.table) == (
+        key_ids[3],
+        "IntegrityError",
+        "eventseal_key_wrappings",
+    )
     assert failure.row == {"key_id": str(key_ids[3])}
     assert "x" not in failure.to_json()
 
@@ -147,7 +153,7 @@ def test_many_data_keys_under_branch_keys_cost_a_handful_of_calls(under, kek) ->
     kek.calls.clear()
     result = rewrap(under(kek).seal, batch=250)
     assert kek.count() <= 12
-    assert result.by_table["key_wrappings"]["dropped"] == 1_000
+    assert result.by_table["eventseal_key_wrappings"]["dropped"] == 1_000
     store = shop.seal.key_store
     old = [r for r in store.page("shop", limit=5_000) if r.state is KeyState.COMPROMISED]
     assert {f"branch:{record.key_id}" for record in old}.isdisjoint(result.by_kek)
@@ -168,7 +174,7 @@ def append(session, position: int) -> None:
 
 
 def verified(shop) -> int:
-    return shop.execute("SELECT count(*) FROM key_wrappings WHERE verified_at IS NOT NULL")[0][0]
+    return shop.execute("SELECT count(*) FROM eventseal_key_wrappings WHERE verified_at IS NOT NULL")[0][0]
 
 
 @pytest.mark.slow
@@ -197,7 +203,7 @@ def test_another_processs_lock_is_not_waited_for(under, kek) -> None:
         if shop.url.startswith("sqlite"):
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
-            connection.execute(text("LOCK TABLE key_wrappings IN EXCLUSIVE MODE"))
+            connection.execute(text("LOCK TABLE eventseal_key_wrappings IN EXCLUSIVE MODE"))
         assert opened(shop, key_ids[:20])
         connection.rollback()
     assert verified(shop) == 0
@@ -221,13 +227,13 @@ def test_a_kek_that_is_away_ends_a_rewrap_and_the_next_one_goes_on(under, kek) -
     kek.rotate()
 
     def fail(so_far: JobResult) -> None:
-        if so_far.left <= 31 and so_far.by_table["key_wrappings"]["awaiting"] == 10:
+        if so_far.left <= 31 and so_far.by_table["eventseal_key_wrappings"]["awaiting"] == 10:
             kek.fail_always()
 
     with pytest.raises(KmsUnavailableError):
         rewrap(under(kek).seal, batch=10, progress=fail)
     kek.recover()
-    assert rewrap(under(kek).seal, batch=10).by_table["key_wrappings"]["added"] == 21
+    assert rewrap(under(kek).seal, batch=10).by_table["eventseal_key_wrappings"]["added"] == 21
     assert opened(under(kek), key_ids)
 
 

@@ -102,7 +102,7 @@ def test_a_last_look_of_a_job_is_worth_running_when_all_have_noticed_the_new_key
     assert step.command.startswith("eventseal reencrypt --resume ")
     assert step.after == settles
     assert step.reason.startswith("a re-encryption of 3 items is done, except for a last check")
-    shop.execute("UPDATE key_changes SET refresh_interval = 0")
+    shop.execute("UPDATE eventseal_key_changes SET refresh_interval = 0")
     assert read(shop).next_steps[0].after is None
 
 
@@ -110,9 +110,9 @@ def test_without_a_change_mark_a_change_of_keys_is_noticed_after_the_default_int
     (item,) = shop.append(1)
     shop.seal.keyring.rotate()
     stopped = shop.seal.key_store.get([item.key_id])[item.key_id].deactivated_at
-    shop.execute("UPDATE key_changes SET refresh_interval = 0")
+    shop.execute("UPDATE eventseal_key_changes SET refresh_interval = 0")
     assert noticed_at(shop.seal) == stopped
-    shop.execute("DELETE FROM key_changes")
+    shop.execute("DELETE FROM eventseal_key_changes")
     assert (noticed_at(shop.seal) - stopped).total_seconds() == DEFAULT_REFRESH_INTERVAL
 
 
@@ -141,7 +141,7 @@ def test_what_another_application_registered_is_shown_as_far_as_it_is_this_ones(
     first = open_shop(store_url, application="a")
     first.append(3)
     first.append_plain()
-    first.execute("UPDATE sealed_tables SET application = 'b' WHERE table_name = 'snapshots'")
+    first.execute("UPDATE eventseal_sealed_tables SET application = 'b' WHERE table_name = 'snapshots'")
     second = first.again(application="b")
     second.append(2)
     found = status(second.seal.key_store, second.seal.datastore, "b")  # whose record classes list the table

@@ -74,8 +74,8 @@ def test_it_reads_page_after_page(shop, monkeypatch):
 def test_it_checks_the_keys_page_after_page(shop, monkeypatch):
     monkeypatch.setattr("eventseal.rotation.sealed_store.PAGE_SIZE", 2)
     shop.seal.keyring.prepare([f"tenant:{n}" for n in range(5)])
-    assert shop.execute("UPDATE encryption_keys SET row_version = 2 WHERE scope = 'tenant:4'") == 1
-    assert shop.execute("UPDATE encryption_keys SET row_version = 2 WHERE scope = 'tenant:0'") == 1
+    assert shop.execute("UPDATE eventseal_encryption_keys SET row_version = 2 WHERE scope = 'tenant:4'") == 1
+    assert shop.execute("UPDATE eventseal_encryption_keys SET row_version = 2 WHERE scope = 'tenant:0'") == 1
     assert verify(shop.again().seal).failed == 2
 
 
@@ -83,7 +83,10 @@ def test_it_checks_the_keys_page_after_page(shop, monkeypatch):
 @pytest.mark.parametrize("column", ["state", "purpose"])
 def test_a_key_row_that_cannot_be_read_fails_alone(shop, column):
     good, bad = shop.append(2)[0].key_id, shop.append(3, scope="tenant:a")[0].key_id
-    assert shop.execute(f"UPDATE encryption_keys SET {column} = 'edited' WHERE scope = 'tenant:a'") == 1
+    assert (
+        shop.execute(f"UPDATE eventseal_encryption_keys SET {column} = 'edited' WHERE scope = 'tenant:a'")
+        == 1
+    )
     result = verify(shop.again().seal)
     assert (result.done, result.failed) == (2, 4)
     assert set(errors_of(result)) == {"IntegrityError"}
@@ -93,7 +96,7 @@ def test_a_key_row_that_cannot_be_read_fails_alone(shop, column):
 
 def test_a_store_key_whose_row_cannot_be_read_is_named(shop):
     shop.append()
-    shop.execute("UPDATE encryption_keys SET state = 'edited' WHERE purpose = 'store'")
+    shop.execute("UPDATE eventseal_encryption_keys SET state = 'edited' WHERE purpose = 'store'")
     key_id = shop.seal.key_store.active("shop", ["store"], purpose=KeyPurpose.STORE)["store"].key_id
     with pytest.raises(IntegrityError, match=f"{key_id} was edited: its state cannot be read"):
         shop.again().seal.keyring.refresh()
@@ -226,7 +229,7 @@ def test_a_header_that_names_a_shredded_key_beside_another_key_id_is_no_erasure(
 
 def test_a_tombstone_that_was_forged_erases_nothing(shop):
     item = shop.append(1)[0]
-    shop.execute("UPDATE encryption_keys SET state = 'destroyed', destroyed_by = 'shredded'")
+    shop.execute("UPDATE eventseal_encryption_keys SET state = 'destroyed', destroyed_by = 'shredded'")
     result = verify(shop.again().seal)
     assert result.by_table[ITEMS]["erased"] == 0
     assert "KeyDestroyedError" not in errors_of(result)
@@ -271,9 +274,12 @@ def test_a_database_that_fails_ends_it_with_its_own_error(sqlite_shop, monkeypat
 @pytest.mark.parametrize(
     "edit",
     [
-        "UPDATE encryption_keys SET state = 'deactivated' WHERE purpose = 'data'",
-        "UPDATE encryption_keys SET scope = 'tenant:b', active_scope = 'tenant:b' WHERE purpose = 'data'",
-        "UPDATE encryption_keys SET row_version = 2 WHERE purpose = 'data'",
+        "UPDATE eventseal_encryption_keys SET state = 'deactivated' WHERE purpose = 'data'",
+        (
+            "UPDATE eventseal_encryption_keys SET scope = 'tenant:b', active_scope = 'tenant:b' "
+            "WHERE purpose = 'data'"
+        ),
+        "UPDATE eventseal_encryption_keys SET row_version = 2 WHERE purpose = 'data'",
     ],
     ids=["state", "scope", "version"],
 )
@@ -283,13 +289,13 @@ def test_a_key_row_edited_by_hand_is_a_failure_though_no_item_names_it(shop, edi
     result = verify(shop.again().seal)
     assert (result.done, result.failed) == (0, 1)
     assert errors_of(result) == ["IntegrityError"]
-    assert result.failures[0].table == "encryption_keys"
+    assert result.failures[0].table == "eventseal_encryption_keys"
     assert result.failures[0].row == {"key_id": str(result.failures[0].key_id)}
 
 
 def test_a_key_row_edited_by_hand_fails_its_items_too(shop):
     shop.append(3)
-    shop.execute("UPDATE encryption_keys SET state = 'compromised' WHERE purpose = 'data'")
+    shop.execute("UPDATE eventseal_encryption_keys SET state = 'compromised' WHERE purpose = 'data'")
     result = verify(shop.again().seal)
     assert (result.done, result.failed) == (0, 4)
     assert set(errors_of(result)) == {"IntegrityError"}
@@ -298,14 +304,18 @@ def test_a_key_row_edited_by_hand_fails_its_items_too(shop):
 def test_a_swapped_wrapping_is_a_failure(shop):
     first = shop.append()[0].key_id
     second = shop.append(scope="tenant:a")[0].key_id
-    (wrapped,) = shop.execute("SELECT wrapped FROM key_wrappings WHERE key_id = :id", id=shop.raw(second))[0]
+    (wrapped,) = shop.execute(
+        "SELECT wrapped FROM eventseal_key_wrappings WHERE key_id = :id", id=shop.raw(second)
+    )[0]
     shop.execute(
-        "UPDATE key_wrappings SET wrapped = :wrapped WHERE key_id = :id", wrapped=wrapped, id=shop.raw(first)
+        "UPDATE eventseal_key_wrappings SET wrapped = :wrapped WHERE key_id = :id",
+        wrapped=wrapped,
+        id=shop.raw(first),
     )
     result = verify(shop.again().seal)
     assert result.done == 1
     assert {(failure.table, failure.error) for failure in result.failures} == {
-        ("encryption_keys", "IntegrityError"),
+        ("eventseal_encryption_keys", "IntegrityError"),
         (ITEMS, "IntegrityError"),
     }
 
@@ -313,8 +323,10 @@ def test_a_swapped_wrapping_is_a_failure(shop):
 def test_a_kek_that_is_not_configured_ends_it_and_fails_no_item(sqlite_shop):
     """The store key opens, and the others are wrapped under a KEK that was left out of the settings."""
     sqlite_shop.append(3)
-    of_data_keys = "SELECT key_id FROM encryption_keys WHERE purpose = 'data'"
-    sqlite_shop.execute(f"UPDATE key_wrappings SET kek_uri = 'fake://gone' WHERE key_id IN ({of_data_keys})")
+    of_data_keys = "SELECT key_id FROM eventseal_encryption_keys WHERE purpose = 'data'"
+    sqlite_shop.execute(
+        f"UPDATE eventseal_key_wrappings SET kek_uri = 'fake://gone' WHERE key_id IN ({of_data_keys})"
+    )
     with pytest.raises(KekNotConfiguredError, match="is wrapped under fake://gone"):
         verify(sqlite_shop.again().seal)
 
@@ -349,7 +361,9 @@ def test_a_registered_table_that_is_gone_is_named(shop):
 
 
 def test_a_registered_table_of_another_database_is_named(sqlite_shop):
-    sqlite_shop.execute("UPDATE sealed_tables SET database_name = 'archive' WHERE table_name = 'snapshots'")
+    sqlite_shop.execute(
+        "UPDATE eventseal_sealed_tables SET database_name = 'archive' WHERE table_name = 'snapshots'"
+    )
     with pytest.raises(ConfigurationError, match="snapshots is in a database 'archive'"):
         verify(sqlite_shop.seal)
 

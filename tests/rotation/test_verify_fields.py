@@ -90,7 +90,7 @@ def test_an_item_whose_fields_key_is_gone_is_a_failure(shop):
     key_id = shop.seal.keyring.sealing_keys({"subject:c-1": 0}, purpose=KeyPurpose.FIELD)[
         "subject:c-1"
     ].key_id
-    assert shop.execute("DELETE FROM encryption_keys WHERE key_id = :key", key=key_id.bytes) == 1
+    assert shop.execute("DELETE FROM eventseal_encryption_keys WHERE key_id = :key", key=key_id.bytes) == 1
     assert counts_of(shop) == (15, 5)
 
 
@@ -151,7 +151,7 @@ def test_readers_refuse_an_envelope_beside_the_id_of_another_key(open_shop, sqli
     elif header == "of no KEK that is here":
         (of_tenant,) = shop.append(1, scope="tenant:a")
         named = of_tenant.key_id
-        statement = "UPDATE key_wrappings SET kek_uri = 'fake://gone' WHERE key_id = :key"
+        statement = "UPDATE eventseal_key_wrappings SET kek_uri = 'fake://gone' WHERE key_id = :key"
         assert shop.execute(statement, key=named.bytes) == 1
     data = item.data[:3] + named.bytes + item.data[19:]
     key_id = {"known": item.key_id, "unknown": uuid4(), "none": None}[beside]

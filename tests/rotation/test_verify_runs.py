@@ -133,8 +133,10 @@ def test_a_state_is_of_one_verification(sqlite_shop):
 
 def test_a_table_that_was_registered_meanwhile_is_not_passed_over(sqlite_shop):
     sqlite_shop.append(3)
-    row = sqlite_shop.execute("SELECT * FROM sealed_tables WHERE table_name = 'snapshots'")[0]._mapping
-    sqlite_shop.execute("DELETE FROM sealed_tables WHERE table_name = 'snapshots'")
+    row = sqlite_shop.execute("SELECT * FROM eventseal_sealed_tables WHERE table_name = 'snapshots'")[
+        0
+    ]._mapping
+    sqlite_shop.execute("DELETE FROM eventseal_sealed_tables WHERE table_name = 'snapshots'")
     records = [record for record in sqlite_shop.seal.datastore.tables if record is not SnapshotRecord]
     sqlite_shop.seal.datastore.tables = records
     with pytest.raises(ConfigurationError, match="snapshots"):  # it looks sealed, and nobody named it
@@ -143,7 +145,7 @@ def test_a_table_that_was_registered_meanwhile_is_not_passed_over(sqlite_shop):
     state = interrupted(sqlite_shop, 1)
     sqlite_shop.execute("ALTER TABLE snapshots RENAME COLUMN kid TO key_id")
     names = ", ".join(f":{name}" for name in row)
-    sqlite_shop.execute(f"INSERT INTO sealed_tables ({', '.join(row)}) VALUES ({names})", **row)
+    sqlite_shop.execute(f"INSERT INTO eventseal_sealed_tables ({', '.join(row)}) VALUES ({names})", **row)
     with pytest.raises(ConfigurationError, match="other tables"):
         verify(sqlite_shop.seal, resume=state)
 
@@ -268,7 +270,7 @@ def test_a_forgery_that_a_reencryption_names_fails_here_too(shop, monkeypatch, p
     items = thief.seal.cipher.encrypt_many  # it seals under the old key until it notices
     forged = forge(shop, items, key_id)
     assert [failure.row["sequence_id"] for failure in verify(shop.seal).failures] == [forged]
-    shop.execute("UPDATE key_changes SET refresh_interval = 0")
+    shop.execute("UPDATE eventseal_key_changes SET refresh_interval = 0")
     moved = reencrypt(shop.seal)
     assert (moved.done, moved.failed) == (4, 1)
     (failure,) = verify(shop.seal).failures

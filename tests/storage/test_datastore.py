@@ -40,14 +40,14 @@ from eventseal.storage.keys.tables import key_metadata
 PASSWORD = "correct-horse-battery"
 
 BESIDE_ITEMS = {
-    "key_fences",
-    "compromised_marks",
-    "marked_envelopes",
-    "reencrypted_keys",
-    "reencryption_failures",
-    "reencryption_jobs",
-    "reencryption_shards",
-    "replaced_envelopes",
+    "eventseal_key_fences",
+    "eventseal_compromised_marks",
+    "eventseal_marked_envelopes",
+    "eventseal_reencrypted_keys",
+    "eventseal_reencryption_failures",
+    "eventseal_reencryption_jobs",
+    "eventseal_reencryption_shards",
+    "eventseal_replaced_envelopes",
 }
 BESIDE_KEYS = set(key_metadata.tables)
 OWN = BESIDE_ITEMS | BESIDE_KEYS
@@ -274,8 +274,7 @@ class TestOldTables:
         )
         with pytest.raises(ConfigurationError, match=r"integer_sequenced_items.*key_id") as refused:
             datastore.setup_tables()
-        assert "eventseal init" in refused.value.remedy
-        assert "ALTER TABLE integer_sequenced_items ADD COLUMN key_id" in refused.value.remedy
+        assert "eventseal upgrade" in refused.value.remedy
         assert table_names(datastore) == {"integer_sequenced_items"}
 
     @pytest.mark.parametrize("key_id", [None, uuid4()])
@@ -284,14 +283,14 @@ class TestOldTables:
         strategy = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, datastore.session)
         with pytest.raises(ConfigurationError, match="key_id") as refused:
             strategy.append(new_item(key_id))
-        assert "eventseal init" in refused.value.remedy
+        assert "eventseal upgrade" in refused.value.remedy
         with pytest.raises(ConfigurationError, match="key_id"):
             strategy.get_items(uuid4())
 
     def test_a_missing_column_and_its_indexes_are_added_once(self, old_url, open_datastore):
         datastore = open_datastore(old_url, [IntegerSequencedItemRecord], setup=False)
-        assert datastore.add_key_id_columns() == ["integer_sequenced_items"]
-        assert datastore.add_key_id_columns() == []
+        assert datastore.add_columns() == ["integer_sequenced_items"]
+        assert datastore.add_columns() == []
         assert datastore.index_key_ids() == ["integer_sequenced_items"]
         assert datastore.index_key_ids() == []
         assert_indexed(datastore, IntegerSequencedItemRecord)
@@ -304,8 +303,8 @@ class TestOldTables:
     def test_a_table_of_another_program_is_named(self, store_url, open_datastore):
         datastore = open_datastore(store_url, [], setup=False)
         with datastore.engine.begin() as connection:
-            connection.execute(text("CREATE TABLE key_wrappings (key_id INTEGER PRIMARY KEY)"))
-        with pytest.raises(ConfigurationError, match=r"key_wrappings.*kek_uri"):
+            connection.execute(text("CREATE TABLE eventseal_key_wrappings (key_id INTEGER PRIMARY KEY)"))
+        with pytest.raises(ConfigurationError, match=r"eventseal_key_wrappings.*key_id is INTEGER"):
             datastore.setup_tables()
 
 
@@ -359,15 +358,15 @@ class TestADatabaseThatDoesNotServe:
     def test_missing_key_tables_are_named(self, store_url, open_datastore):
         key_store = SQLAlchemyKeyStore(open_datastore(store_url, setup=False))
         for use in (lambda: key_store.get([uuid4()]), lambda: key_store.reserve({uuid4(): 1})):
-            with pytest.raises(MissingTableError, match="encryption_keys"):
+            with pytest.raises(MissingTableError, match="eventseal_encryption_keys"):
                 use()
 
     def test_a_missing_fence_table_is_named(self, store_url, open_datastore):
         datastore = open_datastore(store_url)
         with datastore.engine.begin() as connection:
-            connection.execute(text("DROP TABLE key_fences"))
+            connection.execute(text("DROP TABLE eventseal_key_fences"))
         strategy = SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, datastore.session)
-        with pytest.raises(MissingTableError, match="key_fences"):
+        with pytest.raises(MissingTableError, match="eventseal_key_fences"):
             strategy.append(new_item(uuid4()))
 
     def test_a_read_only_file_can_be_read_and_not_written(self, sqlite_url, open_datastore):

@@ -276,7 +276,7 @@ def test_every_envelope_of_version_1_names_its_key_and_nothing_else_does(library
 def test_queries_by_key_use_the_index(library):
     library.append(3)
     engine, table = library.seal.datastore.engine, tables(library)[EVENTS]
-    expression = key_id_in_header(engine.dialect, "state")
+    expression = key_id_in_header(engine, "state")
     with engine.connect() as connection:
         if library.on_postgresql:
             connection.execute(text("SET LOCAL enable_seqscan = off"))
@@ -286,14 +286,14 @@ def test_queries_by_key_use_the_index(library):
             f"{explain} SELECT count(*) FROM {EVENTS} WHERE ({expression}) = {value}",
             execution_options={"no_parameters": True},
         )
-        assert index_name(engine.dialect, table) in " ".join(str(row) for row in plan)
+        assert index_name(engine, table) in " ".join(str(row) for row in plan)
 
 
 @pytest.mark.postgres
 def test_an_index_that_was_left_half_made_is_made_anew(open_library, postgres_url):
     library = open_library(postgres_url)
     engine, table = library.seal.datastore.engine, tables(library)[EVENTS]
-    name = index_name(engine.dialect, table)
+    name = index_name(engine, table)
     library.execute(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{name}'::regclass")
     with engine.connect() as connection:
         assert not has_key_id_indexes(connection, table)

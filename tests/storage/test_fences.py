@@ -246,7 +246,7 @@ class TestAWriterAndADestruction:
     def test_a_plain_item_has_no_fence(self, strategy, datastore):
         strategy.append(batch(None, None))
         with datastore.engine.connect() as connection:
-            assert connection.execute(text("SELECT count(*) FROM key_fences")).scalar_one() == 0
+            assert connection.execute(text("SELECT count(*) FROM eventseal_key_fences")).scalar_one() == 0
 
     def test_a_taken_position_under_a_closed_key_is_told_as_either(self, strategy, datastore):
         strategy.append(batch(None, stream=KEY))
@@ -258,7 +258,7 @@ class TestAWriterAndADestruction:
         strategy.append(batch(KEY))
         for keys in ([KEY], [KEY, OTHER, KEY]):
             with datastore.engine.begin() as connection:
-                connection.execute(text("DELETE FROM key_fences"))
+                connection.execute(text("DELETE FROM eventseal_key_fences"))
             strategy.append(batch(*keys))
             assert state(datastore, KEY) == OPEN
 

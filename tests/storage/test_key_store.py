@@ -273,7 +273,7 @@ class TestSnapshots:
         first, late = GivenMark({b"": b"first"}), GivenMark({b"": b"late"})
         other.set_states([in_state(second, KeyState.COMPROMISED)], next_mark=first)
 
-        with after_statement(datastore.key_engine, "FROM key_changes") as once:
+        with after_statement(datastore.key_engine, "FROM eventseal_key_changes") as once:
             once(lambda: other.set_states([in_state(active, KeyState.COMPROMISED)], next_mark=late))
             changes = key_store.changes("shop", 0, [active.key_id, second.key_id])
         assert changes is not None
@@ -291,7 +291,7 @@ class TestSnapshots:
         other = SQLAlchemyKeyStore(open_datastore(store_url, setup=False))
         first, late = GivenMark({b"": b"first"}), GivenMark({b"": b"late"})
         other.advance("shop", next_mark=first)
-        with after_statement(datastore.key_engine, "FROM key_changes") as once:
+        with after_statement(datastore.key_engine, "FROM eventseal_key_changes") as once:
             once(lambda: other.advance("shop", next_mark=late))
             assert key_store.revocations("shop", [b""]) == (first.given, {b"": b"first"})
         assert key_store.revocations("shop", [b""]) == (late.given, {b"": b"late"})
@@ -301,7 +301,7 @@ class TestSnapshots:
     ):
         other = SQLAlchemyKeyStore(open_datastore(store_url, setup=False))
         tombstone = in_state(active, KeyState.DESTROYED, destroyed_by="shredded")
-        with after_statement(datastore.key_engine, "FROM encryption_keys") as once:
+        with after_statement(datastore.key_engine, "FROM eventseal_encryption_keys") as once:
             once(lambda: other.set_states([tombstone], next_mark=next_mark))
             assert key_store.get([active.key_id]) == {active.key_id: active}
         assert key_store.get([active.key_id])[active.key_id].wrappings == ()
@@ -368,7 +368,7 @@ def run_sql(url: str, statement: str, *values: object) -> None:
 
 @pytest.mark.parametrize("column", ["counter", "revoked", "seal", "refresh_interval"])
 def test_a_mark_that_cannot_be_read_was_edited(open_datastore, shop_url, column):
-    run_sql(shop_url, f"UPDATE key_changes SET {column} = 'edited'")
+    run_sql(shop_url, f"UPDATE eventseal_key_changes SET {column} = 'edited'")
     with pytest.raises(IntegrityError, match="edited"):
         SQLAlchemyKeyStore(open_datastore(shop_url)).changes("shop", -1, [])
 
@@ -376,21 +376,21 @@ def test_a_mark_that_cannot_be_read_was_edited(open_datastore, shop_url, column)
 @pytest.mark.parametrize(
     ("table", "column", "value"),
     [
-        ("encryption_keys", "state", "'edited'"),
-        ("encryption_keys", "purpose", "'edited'"),
-        ("encryption_keys", "application", "x'00'"),
-        ("encryption_keys", "scope", "7"),
-        ("encryption_keys", "scope", "x'00'"),
-        ("encryption_keys", "scope", "CAST(x'ff' AS TEXT)"),
-        ("encryption_keys", "binding", "'edited'"),
-        ("encryption_keys", "seal", "'edited'"),
-        ("encryption_keys", "row_version", "'edited'"),
-        ("encryption_keys", "items_reserved", "'edited'"),
-        ("encryption_keys", "created_at", "'edited'"),
-        ("encryption_keys", "change", "'edited'"),
-        ("key_wrappings", "wrapped", "'edited'"),
-        ("key_wrappings", "verified_at", "'edited'"),
-        ("key_wrappings", "kek_uri", "CAST(x'ff' AS TEXT)"),
+        ("eventseal_encryption_keys", "state", "'edited'"),
+        ("eventseal_encryption_keys", "purpose", "'edited'"),
+        ("eventseal_encryption_keys", "application", "x'00'"),
+        ("eventseal_encryption_keys", "scope", "7"),
+        ("eventseal_encryption_keys", "scope", "x'00'"),
+        ("eventseal_encryption_keys", "scope", "CAST(x'ff' AS TEXT)"),
+        ("eventseal_encryption_keys", "binding", "'edited'"),
+        ("eventseal_encryption_keys", "seal", "'edited'"),
+        ("eventseal_encryption_keys", "row_version", "'edited'"),
+        ("eventseal_encryption_keys", "items_reserved", "'edited'"),
+        ("eventseal_encryption_keys", "created_at", "'edited'"),
+        ("eventseal_encryption_keys", "change", "'edited'"),
+        ("eventseal_key_wrappings", "wrapped", "'edited'"),
+        ("eventseal_key_wrappings", "verified_at", "'edited'"),
+        ("eventseal_key_wrappings", "kek_uri", "CAST(x'ff' AS TEXT)"),
     ],
 )
 def test_an_edited_row_that_cannot_be_read_leaves_the_rows_beside_it_alone(
@@ -417,7 +417,11 @@ def test_an_edited_row_that_cannot_be_read_leaves_the_rows_beside_it_alone(
 def test_what_cannot_be_read_is_not_written_over(open_datastore, shop_url):
     store = SQLAlchemyKeyStore(open_datastore(shop_url))
     active = store.active("shop", ["a"])["a"]
-    run_sql(shop_url, "UPDATE encryption_keys SET state = 'edited' WHERE key_id = ?", active.key_id.bytes)
+    run_sql(
+        shop_url,
+        "UPDATE eventseal_encryption_keys SET state = 'edited' WHERE key_id = ?",
+        active.key_id.bytes,
+    )
     closed = in_state(active, KeyState.DEACTIVATED)
     assert store.set_states([closed], next_mark=next_mark) == []
     kept = store.replace_all_active(
@@ -435,8 +439,8 @@ def test_a_row_whose_very_id_cannot_be_read_is_listed_first_and_hides_no_other(
     before = store.page("shop")
     active = store.active("shop", ["a", "b"])
     key_id = key_id.format(id=active["b"].key_id.hex)  # also one that begins like another's
-    run_sql(shop_url, "DELETE FROM key_wrappings")
-    run_sql(shop_url, f"UPDATE encryption_keys SET key_id = {key_id} WHERE scope = 'a'")
+    run_sql(shop_url, "DELETE FROM eventseal_key_wrappings")
+    run_sql(shop_url, f"UPDATE eventseal_encryption_keys SET key_id = {key_id} WHERE scope = 'a'")
     first = store.page("shop", limit=1)
     assert [record.unreadable for record in first] == [("key_id",), ()]
     assert (first[0].scope, first[0].key_id) == ("a", UUID(int=0))

@@ -15,6 +15,7 @@ import pytest
 from tests.fixtures import legacy
 from tests.fixtures.sealed_shops import SealedShop, scope_of, stream_of, text_of
 
+from eventseal.configuration.upgrade import own_tables
 from eventseal.erasure import FileLedger, reopen, roll_epoch, shred
 from eventseal.erasure.reopening import upgrade_key_tables
 from eventseal.errors import (
@@ -35,6 +36,7 @@ from eventseal.rotation import (
     rotate_keys,
     verify,
 )
+from eventseal.storage.renaming import rename_tables
 from eventseal.testing import FakeKms
 from eventseal_kms.local import LocalKmsAdapter
 
@@ -63,10 +65,24 @@ class OldStore:
         self._shops.append(SealedShop(f"sqlite:///{self.path}", kms, **keyring))
         return self._shops[-1]
 
+    def with_new_tables(self) -> SealedShop:
+        """Do what `eventseal upgrade` does first: rename, and create what this release has more of."""
+        shop = self.process()
+        rename_tables(shop.datastore.engine, own_tables())
+        shop.datastore.add_columns()
+        return shop.set_up()
+
     def upgrade(self) -> SealedShop:
-        shop = self.process().set_up()
+        shop = self.with_new_tables()
         assert upgrade_key_tables(shop) is not None
         return shop
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the tables begin with now."""
+        with closing(sqlite3.connect(self.path)) as connection:
+            renamed = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'eventseal_epochs'")
+            return "eventseal_" if renamed.fetchone() else ""
 
     def execute(self, statement: str, *values: Any) -> None:
         with closing(sqlite3.connect(self.path)) as connection, connection:
@@ -75,10 +91,10 @@ class OldStore:
     def put_back(self, tenant: str) -> UUID:
         """Put the row and the wrappings of a key back that was destroyed."""
         with closing(sqlite3.connect(self.path)) as connection, connection:
-            for table, rows in self.copies[tenant].items():
-                key_id = bytes.fromhex(rows[0]["key_id"])
-                if table == "key_wrappings":
-                    connection.execute("DELETE FROM key_wrappings WHERE key_id = ?", [key_id])
+            for name, rows in self.copies[tenant].items():
+                table, key_id = f"{self.prefix}{name}", bytes.fromhex(rows[0]["key_id"])
+                if name == "key_wrappings":
+                    connection.execute(f"DELETE FROM {table} WHERE key_id = ?", [key_id])
                 for row in rows:
                     kinds = {"key_id", "binding", "seal", "wrapped"}
                     values = {
@@ -156,7 +172,7 @@ CHANGES: dict[str, Callable[[SealedShop], object]] = {
 @pytest.mark.parametrize("set_up", [False, True], ids=["untouched", "with new tables"])
 def test_an_old_store_is_read_and_appended_to_under_its_keys(old: OldStore, set_up: bool) -> None:
     if set_up:
-        old.process().set_up()
+        old.with_new_tables()
     shop = old.process()
     check_everything(shop)
     shop.append("active", 2)
@@ -171,19 +187,17 @@ def test_an_old_store_is_read_and_appended_to_under_its_keys(old: OldStore, set_
 @pytest.mark.parametrize("set_up", [False, True], ids=["untouched", "with new tables"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_no_key_of_an_old_store_is_made_or_changed(old: OldStore, change: str, set_up: bool) -> None:
-    shop = old.process()
-    if set_up:
-        shop.set_up()
+    shop = old.with_new_tables() if set_up else old.process()
     before = shop.key_store.page("shop")
     with pytest.raises(StoreReadOnlyError) as caught:
         CHANGES[change](shop)
-    assert "`eventseal init`" in caught.value.remedy
+    assert "`eventseal upgrade`" in caught.value.remedy
     assert shop.key_store.page("shop") == before
     check_everything(old.process())
 
 
 def test_a_dry_run_looks_at_an_old_store_and_changes_nothing(old: OldStore) -> None:
-    shop = old.process().set_up()
+    shop = old.with_new_tables()
     before = shop.rows(), shop.key_store.page("shop")
     assert rewrap(shop, dry_run=True).failed == 0
     assert reencrypt(shop, dry_run=True).failed == 0
@@ -227,7 +241,7 @@ def test_one_edited_item_does_not_stop_the_upgrade(
         row["data"] = b"\1\3\0" + old.first_keys[key_of_row].bytes + bytes(56)
     row |= {column: value}
     old.execute(f"INSERT INTO integer_sequenced_items ({', '.join(row)}) VALUES (?, ?, ?, ?)", *row.values())
-    assert upgrade_key_tables(old.process().set_up()) is not None
+    assert upgrade_key_tables(old.with_new_tables()) is not None
     check_everything(old.process())
 
 
@@ -235,7 +249,7 @@ def test_one_edited_item_does_not_stop_the_upgrade(
 def test_the_ledger_is_told_of_no_change_of_an_old_store(
     old: OldStore, tmp_path: Path, verb: Callable[..., object], tenant: str
 ) -> None:
-    shop, path = old.process().set_up(), tmp_path / "erasures.jsonl"
+    shop, path = old.with_new_tables(), tmp_path / "erasures.jsonl"
     ledger = FileLedger(path)
     with pytest.raises(StoreReadOnlyError):
         verb(shop, scope_of(tenant), ledger=ledger)
@@ -247,13 +261,13 @@ def test_an_old_store_refuses_what_its_mark_shows_to_be_put_back(old: OldStore) 
     key_id = old.put_back("gone")
     error = key_of(old.process(), key_id)
     assert isinstance(error, IntegrityError)
-    upgrader = old.process().set_up()
+    upgrader = old.with_new_tables()
     with pytest.raises(IntegrityError, match="are not the keys that its change mark counts"):
         upgrade_key_tables(upgrader)
 
 
 def test_the_upgrade_is_made_once_and_leaves_everything_as_it_was(old: OldStore) -> None:
-    shop = old.process().set_up()
+    shop = old.with_new_tables()
     before = shop.key_store.page("shop")
     rows = upgrade_key_tables(shop)
     assert rows is not None
@@ -304,10 +318,10 @@ def put_old_copy_back(old: OldStore) -> None:
     with closing(sqlite3.connect(old.path)) as connection, connection:
         connection.execute("ATTACH ? AS old", [str(before)])
         for table in tables:
-            connection.execute(f"DELETE FROM main.{table}")
+            connection.execute(f"DELETE FROM main.eventseal_{table}")
         for table in reversed(tables):
-            connection.execute(f"INSERT INTO main.{table} SELECT * FROM old.{table}")
-        connection.execute("DELETE FROM main.revocation_nodes")
+            connection.execute(f"INSERT INTO main.eventseal_{table} SELECT * FROM old.{table}")
+        connection.execute("DELETE FROM main.eventseal_revocation_nodes")
         connection.commit()
         connection.execute("DETACH old")
 
@@ -335,7 +349,7 @@ def test_an_old_copy_that_was_worked_on_is_refused_by_whoever_has_seen_the_upgra
     seals, mark = running.keyring._ring.store_key.made_seals(), running.key_store.changes("shop", -1, []).mark
     later = replace(mark, counter=mark.counter + 100)
     seal = seals._mark_seal(seals._old_mark_key, later)
-    old.execute("UPDATE key_changes SET counter = ?, seal = ?", later.counter, seal)
+    old.execute("UPDATE eventseal_key_changes SET counter = ?, seal = ?", later.counter, seal)
     old.process().keyring.refresh()
     with pytest.raises(IntegrityError, match="old tables were put back"):
         running.keyring.refresh()
@@ -354,13 +368,13 @@ def test_a_running_process_goes_on_through_the_upgrade(old: OldStore) -> None:
 def test_a_live_key_that_was_made_to_look_retired_is_left_out_of_the_tree(old: OldStore) -> None:
     """Else the upgrade would destroy it for good: no old mark counts what was retired."""
     key_id = old.first_keys["active"]
-    edit = "UPDATE encryption_keys SET state = ?, destroyed_by = ? WHERE key_id = ?"
-    old.execute(edit, "destroyed", "retired", key_id.bytes)
-    rows = upgrade_key_tables(old.process().set_up())
+    edit = "UPDATE {}encryption_keys SET state = ?, destroyed_by = ? WHERE key_id = ?"
+    old.execute(edit.format(""), "destroyed", "retired", key_id.bytes)
+    rows = upgrade_key_tables(old.with_new_tables())
     assert rows is not None
     assert rows.edited == 1
     assert isinstance(key_of(old.process(), key_id), IntegrityError)
-    old.execute(edit, "active", None, key_id.bytes)
+    old.execute(edit.format(old.prefix), "active", None, key_id.bytes)
     check_everything(old.process())
 
 
@@ -370,7 +384,7 @@ def test_a_row_that_was_edited_stops_the_upgrade_if_its_key_must_be_in_the_tree(
 ) -> None:
     key_id = old.first_keys[tenant]
     old.execute("UPDATE encryption_keys SET scope = 'x' WHERE key_id = ?", key_id.bytes)
-    shop = old.process().set_up()
+    shop = old.with_new_tables()
     with pytest.raises(EventSealError) as caught:
         upgrade_key_tables(shop)
     assert str(key_id) in str(caught.value)

@@ -62,7 +62,9 @@ def files_of(seal: EventSeal) -> list[Path]:
     with direct.connect() as connection:
         connection.execute(text("CHECKPOINT"))
         folder = connection.execute(text("SHOW data_directory")).scalar_one()
-        table = connection.execute(text("SELECT pg_relation_filepath('key_wrappings')")).scalar_one()
+        table = connection.execute(
+            text("SELECT pg_relation_filepath('eventseal_key_wrappings')")
+        ).scalar_one()
     return [Path(folder, table)]
 
 
@@ -152,7 +154,7 @@ def test_a_reader_in_the_way_is_told_and_the_shred_is_done(open_seal, sqlite_url
     with monkeypatch.context() as patch, seal.datastore.key_engine.connect() as reader:
         patch.setattr("eventseal.storage.keys.wrapping_rows.PATIENCE", 50)
         reader.exec_driver_sql("BEGIN")
-        reader.exec_driver_sql("SELECT count(*) FROM key_wrappings").fetchall()
+        reader.exec_driver_sql("SELECT count(*) FROM eventseal_key_wrappings").fetchall()
         result = shred(seal, ERASED[0])
         assert result.complete
         assert "the SQLite file is in use" in result.leftover
@@ -172,7 +174,7 @@ def test_another_user_than_the_owner_is_told_that_it_could_not_vacuum(open_seal,
         connection.execute(text(f"GRANT {writes} ON ALL TABLES IN SCHEMA public TO {role}"))
     url = make_url(postgres_url).set(username=role)
     engine = create_engine(url.set(drivername="postgresql+psycopg"), poolclass=NullPool)
-    assert "does not own key_wrappings" in overwrite_deleted(engine)
+    assert "does not own eventseal_key_wrappings" in overwrite_deleted(engine)
     assert overwrite_deleted(seal.datastore.key_engine) == ""
 
 
@@ -181,7 +183,7 @@ def test_a_table_that_somebody_holds_is_not_waited_for_long(open_seal, postgres_
     seal = open_seal(postgres_url)
     with monkeypatch.context() as patch, seal.datastore.key_engine.connect() as holder:
         patch.setattr("eventseal.storage.keys.wrapping_rows.PATIENCE", 50)
-        holder.execute(text("LOCK TABLE key_wrappings IN SHARE UPDATE EXCLUSIVE MODE"))
+        holder.execute(text("LOCK TABLE eventseal_key_wrappings IN SHARE UPDATE EXCLUSIVE MODE"))
         assert "refused to clear" in overwrite_deleted(seal.datastore.key_engine)
         holder.rollback()
     assert overwrite_deleted(seal.datastore.key_engine) == ""

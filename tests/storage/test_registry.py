@@ -88,8 +88,8 @@ def the_registry(datastore: Any, application: str | None = None) -> dict[str, Se
 def test_a_row_of_the_registry_that_was_edited_is_told(open_datastore, sqlite_url, columns):
     datastore = open_datastore(sqlite_url, TABLES)
     with datastore.key_engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE sealed_tables SET columns = ?", (columns,))
-    with pytest.raises(IntegrityError, match="sealed_tables"):
+        connection.exec_driver_sql("UPDATE eventseal_sealed_tables SET columns = ?", (columns,))
+    with pytest.raises(IntegrityError, match="eventseal_sealed_tables"):
         the_registry(datastore)
 
 
@@ -223,8 +223,9 @@ class TestCollections:
         datastore.setup_tables(application="shop")
         with datastore.key_engine.begin() as connection:  # as earlier releases did
             connection.exec_driver_sql(
-                "INSERT INTO sealed_tables SELECT application, database_name, 'logs', collection, columns, "
-                "old_formats FROM sealed_tables"
+                "INSERT INTO eventseal_sealed_tables SELECT application, database_name, 'logs', "
+                "collection, columns, "
+                "old_formats FROM eventseal_sealed_tables"
             )
         open_datastore(sqlite_url, [IntegerSequencedItemRecord, LogRecord], setup=False).setup_tables(
             application="shop"

@@ -150,11 +150,11 @@ def test_both_store_the_same_in_the_same_storage_classes(tmp_path):
     older, new = found
     assert older == new
     empty = {table.name for table in OWN} - {table for table, *_ in new}
-    assert empty == {"kek_fences", "reencryption_failures"}
+    assert empty == {"eventseal_kek_fences", "eventseal_reencryption_failures"}
 
 
 def test_a_sqlite_that_cannot_read_strict_tables_gets_a_remedy():
-    said = 'malformed database schema (encryption_keys) - near "STRICT": syntax error'
+    said = 'malformed database schema (eventseal_encryption_keys) - near "STRICT": syntax error'
     error = store_error(DatabaseError("SELECT", None, sqlite3.DatabaseError(said)), "reading keys")
     assert isinstance(error, ConfigurationError)
     assert "SQLite 3.37 or newer" in error.remedy

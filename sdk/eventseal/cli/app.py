@@ -47,6 +47,7 @@ Exit codes:
 
 _COMMANDS = {  # and the first sentence of each one's help
     "init": "Write settings, check the KMS, create tables and first keys.",
+    "upgrade": "Bring a store of an earlier release up to date.",
     "doctor": "Check everything that EventSeal needs, and report problems.",
     "policy": "Print the rights that a role needs, for these settings.",
     "keys": "List the application's keys, and the number of their items.",

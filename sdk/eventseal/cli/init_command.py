@@ -24,7 +24,7 @@ from eventseal.configuration.loading import (
 from eventseal.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from eventseal.configuration.initialise import InitStep
+    from eventseal.configuration.upgrade import SetupStep
 
 _QUESTIONS = {
     "kms_key": ("The KMS key, as a key URI (local://dev.key creates a key file, for development)", None),
@@ -84,9 +84,10 @@ def init(
     """
     Write settings, check the KMS, create tables and first keys.
 
-    Existing things stay as they are: if you run it again, it changes nothing and
-    says so. It adds a missing key_id column and indexes to tables of sealed items,
-    and triggers to tables of the eventsourcing library.
+    It checks everything before it writes anything. Existing things stay as they
+    are: if you run it again, it changes nothing and says so. It adds triggers and
+    an index to tables of the eventsourcing library. If an earlier release created
+    the store, run `eventseal upgrade` instead.
     """
     given = {
         "kms_key": kms_key[0] if kms_key and len(kms_key) == 1 else kms_key,
@@ -148,7 +149,7 @@ def _mention_ledger(options: Options) -> None:
         )
 
 
-def _as_json(steps: list[InitStep], *, dry_run: bool) -> dict[str, Any]:
+def _as_json(steps: list[SetupStep], *, dry_run: bool) -> dict[str, Any]:
     return {
         "verb": "init",
         "dry_run": dry_run,
@@ -157,7 +158,7 @@ def _as_json(steps: list[InitStep], *, dry_run: bool) -> dict[str, Any]:
     }
 
 
-def _print(steps: list[InitStep], *, dry_run: bool) -> None:
+def _print(steps: list[SetupStep], *, dry_run: bool) -> None:
     created = "would create" if dry_run else "created"
     for step in steps:
         typer.echo(f"{created if step.changed else 'exists':{len(created)}}  {printable(step.detail)}")

@@ -6,6 +6,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sqlalchemy import make_url
+
 from eventseal import erasure, items
 from eventseal.cipher import AESCipher
 from eventseal.cipher.compression import EventZstd, NoCompression, Zlib
@@ -18,8 +20,8 @@ from eventseal.items.event_modules import import_listed
 from eventseal.keys import CachePolicy, Keyring, RotationPolicy
 from eventseal.kms import adapter_from_uri
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
+from eventseal.storage.accepted_formats import AcceptedNow
 from eventseal.storage.database.engines import database_identity
-from eventseal.storage.datastore import AcceptedNow
 from eventseal.storage.items.tables import OWN_RECORDS
 from eventseal.wording import counted
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from eventseal.items.sealed_places import SealedPlace
     from eventseal.kms import KmsAdapter
     from eventseal.rotation.set_aside_rows import SetAside
+    from eventseal.storage.database.layout import StoreLayout
 
 T = TypeVar("T")
 
@@ -66,20 +69,22 @@ class Stores:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        elsewhere = settings.key_store_url
+        elsewhere, listed = settings.key_store_url, record_classes(settings.tables)
+        # An application of the eventsourcing library needs no other tables, but may have some.
+        unlisted = set(OWN_RECORDS).difference(listed) if settings.eventsourcing_tables else ()
         self.datastore = SQLAlchemyDatastore(
             _items_database(settings),
-            tables=tuple(dict.fromkeys((*OWN_RECORDS, *record_classes(settings.tables)))),
+            tables=tuple(dict.fromkeys((*OWN_RECORDS, *listed))),
             key_settings=None if elsewhere is None else _database(settings, "key_store_url", elsewhere),
             eventsourcing_tables=settings.eventsourcing_tables,
             originator_id_type=settings.originator_id_type,
+            only_if_there=unlisted,
         )
         self.key_store = SQLAlchemyKeyStore(self.datastore)
 
     def are_present(self) -> bool:
         """Check whether every SQLite file exists. Any other database is assumed to exist."""
-        files = self.datastore.settings.file, self.datastore.key_settings.file
-        return all(file is None or file.exists() for file in files)
+        return self.datastore.settings.is_there and self.datastore.key_settings.is_there
 
     def are_in_memory(self) -> bool:
         """Check whether a database is in memory. It ends with its connections."""
@@ -143,7 +148,9 @@ def _items_database(settings: Settings) -> SQLAlchemySettings:
 
 
 def _database(settings: Settings, setting: str, url: SecretStr) -> SQLAlchemySettings:
-    return _made(setting, partial(SQLAlchemySettings, pooler=settings.pooler), url)
+    return _made(
+        setting, partial(SQLAlchemySettings, pooler=settings.pooler, schema=settings.database_schema), url
+    )
 
 
 def _made(setting: str, make: Callable[[str], T], secret: SecretStr) -> T:
@@ -160,12 +167,13 @@ DEFAULT_NAME = "erasures.jsonl"
 _APART = "Put the ledger in another place, so that a restore of the keys does not restore an old ledger too."
 
 
-def configured_ledger(settings: Settings) -> Ledger | None:
+def configured_ledger(settings: Settings, layout: StoreLayout | None = None) -> Ledger | None:
     """
     Create the configured ledger, without opening or writing it.
 
     Args:
         settings: The settings, which name the ledger as a path or as a URL.
+        layout: The store's databases. If the ledger is in a database, its table has the same kind of name.
 
     Returns:
         The ledger, or ``None`` if the settings name none.
@@ -176,7 +184,10 @@ def configured_ledger(settings: Settings) -> Ledger | None:
     """
     if settings.ledger is None:
         return None
-    return _made("ledger", partial(_ledger, settings), settings.ledger)
+    ledger = _made("ledger", partial(_ledger, settings), settings.ledger)
+    if layout is not None and isinstance(ledger, erasure.DatabaseLedger):
+        layout.add(ledger.engine)
+    return ledger
 
 
 def default_ledger(settings: Settings, file: Path) -> str | None:
@@ -207,7 +218,8 @@ def default_ledger(settings: Settings, file: Path) -> str | None:
 def _ledger(settings: Settings, named: str) -> Ledger:
     places = [_place(url) for url in (settings.store_url, settings.key_store_url) if url is not None]
     if "://" in named:
-        ledger = erasure.DatabaseLedger(named)
+        on_server = make_url(named).get_backend_name() == "postgresql"
+        ledger = erasure.DatabaseLedger(named, schema=settings.database_schema if on_server else None)
         if database_identity(ledger.settings.url) in places:
             raise ConfigurationError("it must not be in the database of the items or the keys", remedy=_APART)
         return ledger
@@ -289,7 +301,7 @@ class EventSeal:
             compression=_COMPRESSIONS[settings.compression](),
             max_plaintext=settings.max_plaintext,
         )
-        self.ledger = configured_ledger(settings)
+        self.ledger = configured_ledger(settings, self.datastore.layout)
 
     @cached_property
     def mapper(self) -> SequencedItemMapper:

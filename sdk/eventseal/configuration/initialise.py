@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
 from pathlib import Path
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pydantic import SecretStr
-from sqlalchemy import inspect
 
 from eventseal.configuration.assembly import EventSeal, Stores, configured_keks, configured_ledger
 from eventseal.configuration.loading import (
@@ -21,49 +20,25 @@ from eventseal.configuration.loading import (
     with_urls_hidden,
     write_settings_file,
 )
+from eventseal.configuration.upgrade import SetupStep, unprepared_tables
 from eventseal.erasure import adopt
-from eventseal.erasure.reopening import upgrade_key_tables
 from eventseal.errors import ConfigurationError, KeyDestroyedError, KmsForbiddenError, MissingTableError
-from eventseal.keys.authentication.revocations import NEW_KEY_TABLES
+from eventseal.keys.authentication.revocations import NEW_KEY_TABLES, old_key_tables
 from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE, new_key_id
 from eventseal.keys.states import KeyPurpose
 from eventseal.kms import SupportsCheck, adapter_from_uri
 from eventseal.kms.adapter import EncryptionContext, adapter_class
-from eventseal.storage.database.table_setup import KEY_ID, table_names
-from eventseal.storage.database.transactions import reads
-from eventseal.storage.items.columns import sealed_columns
-from eventseal.storage.items.fences import has_fence_triggers
-from eventseal.storage.items.key_id_indexes import has_key_id_indexes
-from eventseal.storage.unregistered import OWN_TABLES
+from eventseal.rotation.table_checks import has_old_key_tables
+from eventseal.storage.database.table_setup import older_store
+from eventseal.storage.database.transactions import check_connection
 from eventseal.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from sqlalchemy import Table
-    from sqlalchemy.engine import Connection
+    from collections.abc import Iterator, Mapping
 
     from eventseal.configuration.settings import Settings
     from eventseal.erasure import Ledger
     from eventseal.kms import KmsAdapter
-    from eventseal.storage.items.tables import SealedTable
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InitStep:
-    """
-    One step of the initialisation.
-
-    Attributes:
-        name: ``settings``, ``kek``, ``kms``, ``columns``, ``tables``, ``eventsourcing``, ``upgrade``,
-            ``keys`` or ``ledger``.
-        changed: Whether the step created something, or would create it in a dry run.
-        detail: The thing that the step created, or that existed already.
-    """
-
-    name: str
-    changed: bool
-    detail: str
 
 
 @runtime_checkable
@@ -83,23 +58,23 @@ class InitSteps:
     """
     Takes the steps of the initialisation.
 
-    The constructor checks everything local: if a setting is wrong, nothing is written.
+    The constructor checks everything local.
 
     Args:
         settings: The settings that name the databases, the KEKs and the ledger.
-        dry_run: Only report what would be created.
 
     Raises:
         ConfigurationError: No KEK or no database is configured, or an object cannot be built from the
             settings.
     """
 
-    def __init__(self, settings: Settings, *, dry_run: bool) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._dry_run = dry_run
-        self._kek_classes = [(uri, adapter_class(uri)) for uri in configured_keks(settings)]
+        self._keks = {uri: adapter_class(uri) for uri in configured_keks(settings)}
+        self._makers = {uri: kind for uri, kind in self._keks.items() if isinstance(kind, MakesKeks)}
         self._stores = Stores(settings)
-        self._ledger = configured_ledger(settings)
+        self._ledger = configured_ledger(settings, self._stores.datastore.layout)
+        self._kms: list[SetupStep] = []
         if self._stores.are_in_memory():
             raise ConfigurationError(
                 "a database in memory ends with this command",
@@ -107,36 +82,65 @@ class InitSteps:
                 "memory, call datastore.setup_tables() in it.",
             )
 
-    def take(self) -> Iterator[InitStep]:
-        """Take one step after the other."""
-        connects = self._connects()
-        if connects:  # before anything is created, so that a dry run reports the same refusal
-            self._stores.datastore.tables_to_register(self._settings.application)
-        has_store_key = connects and self._has_key(STORE_SCOPE, KeyPurpose.STORE)
-        makers = {uri: kind for uri, kind in self._kek_classes if isinstance(kind, MakesKeks)}
-        missing = [uri for uri, kind in makers.items() if not kind.exists(uri)]
-        if has_store_key and missing:
+    def check(self) -> None:
+        """
+        Check everything that exists, before anything is written.
+
+        Raises:
+            ConfigurationError: A table belongs to another program, an earlier release created the store, or a
+                key file is missing although the application has keys.
+            KmsForbiddenError: The KMS does not grant a permission.
+            KmsError: The KMS refused or failed.
+            StoreError: A database refused or failed.
+        """
+        self._check_databases()
+        self._missing_tables = self._stores.datastore.missing_tables(self._settings.application)
+        self._unprepared = self._unprepared_tables()
+        self._has_store_key = self._has_key(STORE_SCOPE, KeyPurpose.STORE)
+        self._has_data_key = self._has_key(DEFAULT_SCOPE, KeyPurpose.DATA)
+        self._missing_keks = [uri for uri, kind in self._makers.items() if not kind.exists(uri)]
+        if self._has_store_key and self._missing_keks:
             # A new key would unwrap none of the old keys, and would hide that the old KEK is lost.
-            raise self._lost(missing[0], makers)
-        for uri, kind in makers.items():
-            if uri in missing and not self._dry_run:
-                kind.create_from_uri(uri)
-            yield InitStep(name="kek", changed=uri in missing, detail=f"KMS key {uri}")
-        adapters: list[KmsAdapter] = []
-        if not (missing and self._dry_run):
-            adapters = [adapter_from_uri(uri) for uri, _ in self._kek_classes]
-        for number, adapter in enumerate(adapters):
-            yield _checked(adapter, self._settings.application, is_first=number == 0)
-        yield self._add_columns()
-        unprepared = self._unprepared_tables()
-        yield self._make_tables()
-        if self._settings.eventsourcing_tables:
-            yield self._adopt_tables(unprepared)
-        if has_store_key:
-            yield from self._upgrade_keys(adapters)
-        yield self._make_keys(adapters, has_store_key=has_store_key)
+            raise self._lost(self._missing_keks[0], self._makers)
         if self._ledger is not None:
-            yield self._make_ledger(self._ledger, adapters)
+            self._ledger.check_place()
+        self._has_ledger = self._ledger is not None and self._ledger.exists(self._settings.application)
+        self._kms = [self._checked(uri) for uri in self._keks if uri not in self._missing_keks]
+
+    def report(self) -> Iterator[SetupStep]:
+        """Yield the steps of a dry run."""
+        yield from self._kek_steps()
+        yield from self._kms
+        yield self._tables_step()
+        if self._settings.eventsourcing_tables:
+            yield self._eventsourcing_step()
+        yield self._keys_step()
+        if self._ledger is not None:
+            yield self._ledger_step(self._ledger)
+
+    def take(self) -> Iterator[SetupStep]:
+        """Take one step after the other."""
+        for uri in self._missing_keks:
+            self._makers[uri].create_from_uri(uri)
+        yield from self._kek_steps()
+        adapters = [adapter_from_uri(uri) for uri in self._keks]
+        yield from [self._checked(uri) for uri in self._keks] if self._missing_keks else self._kms
+        self._stores.datastore.setup_tables(application=self._settings.application)
+        yield self._tables_step()
+        if self._settings.eventsourcing_tables:
+            yield self._eventsourcing_step()
+        with EventSeal(self._settings, kms=adapters) as seal:
+            closed = False
+            # Also if both exist: only a trial shows that the KMS unwraps them, a permission check does not.
+            try:
+                seal.keyring.prepare([DEFAULT_SCOPE])
+            except KeyDestroyedError:  # a person shredded it on purpose: create the rest all the same
+                closed = True
+            yield self._keys_step(is_closed=closed)
+            if self._ledger is not None:
+                yield self._ledger_step(
+                    self._ledger, shredded=0 if self._has_ledger else adopt(seal, self._ledger)
+                )
 
     def _lost(self, uri: str, makers: Mapping[str, Any]) -> ConfigurationError:
         """Create the error for a lost KEK of an application with keys."""
@@ -158,7 +162,7 @@ class InitSteps:
                 f"below, then run `eventseal rewrap`:\npython -c {shlex.quote(code)}",
             )
         keys = f"{counted(wrapped, 'key')} of application {application}"
-        is_only = len(self._kek_classes) == 1
+        is_only = len(self._keks) == 1
         depends = f"the {keys} cannot be decrypted without it" if is_only else f"{keys} may depend on it"
         return ConfigurationError(
             f"{message}, and {depends}",
@@ -170,104 +174,68 @@ class InitSteps:
         """Close the connections."""
         self._stores.close()
 
-    def _connects(self) -> bool:
-        """Check whether there is a database. A dry run does not create one."""
-        if self._dry_run and not self._stores.are_present():
-            return False
-        self._stores.datastore.setup_connection()
-        return True
-
-    def _add_columns(self) -> InitStep:
+    def _check_databases(self) -> None:
+        """Connect to each database. A SQLite file that does not exist is not created yet."""
         datastore = self._stores.datastore
-        added: list[str] = []
-        indexed: list[str] = []
-        if not self._dry_run:
-            added, indexed = datastore.add_key_id_columns(), datastore.index_key_ids()
-        elif self._stores.are_present():
-            sealed = [record.__table__ for record in datastore.tables if sealed_columns(record)]
-            added = _without_key_id(datastore.engine, sealed)
-            indexed = [table.table for table in datastore.unindexed_tables()]
-        said = [f"column key_id in {', '.join(added)}"] if added else []
-        said += [f"indexes on the key ids of {', '.join(indexed)}"] if indexed else []
-        return InitStep(
-            name="columns", changed=bool(said), detail=". ".join(said) or "key_id columns and indexes"
-        )
+        for settings, engine in (
+            (datastore.settings, datastore.engine),
+            (datastore.key_settings, datastore.key_engine),
+        ):
+            # In a folder where SQLite cannot create its file, connecting raises the error and leaves no file.
+            if settings.is_there or not os.access(Path(str(settings.file)).parent, os.W_OK | os.X_OK):
+                check_connection(engine)
+        if datastore.is_older():
+            raise older_store()
+        if self._stores.are_present():
+            with suppress(MissingTableError):
+                if has_old_key_tables(self._stores.key_store, self._settings.application):
+                    raise old_key_tables(self._settings.application)
 
-    def _make_tables(self) -> InitStep:
-        datastore = self._stores.datastore
-        wanted = {record.__table__.fullname for record in datastore.tables} | OWN_TABLES
-        engines = {datastore.engine, datastore.key_engine} if self._stores.are_present() else ()
-        missing = sorted(wanted.difference(*map(table_names, engines)))
-        if not self._dry_run:
-            datastore.setup_tables(application=self._settings.application)
-        detail = f"tables {', '.join(missing)}" if missing else counted(len(wanted), "table")
-        return InitStep(name="tables", changed=bool(missing), detail=detail)
+    def _checked(self, uri: str) -> SetupStep:
+        """Check the permissions on a KEK."""
+        is_first = uri == next(iter(self._keks))
+        return _checked(adapter_from_uri(uri), self._settings.application, is_first=is_first)
+
+    def _kek_steps(self) -> Iterator[SetupStep]:
+        for uri in self._makers:
+            yield SetupStep(name="kek", changed=uri in self._missing_keks, detail=f"KMS key {uri}")
+
+    def _tables_step(self) -> SetupStep:
+        items, keys = self._stores.datastore.needed_tables()
+        missing = sorted(self._missing_tables)
+        detail = f"tables {', '.join(missing)}" if missing else counted(len(items) + len(keys), "table")
+        return SetupStep(name="tables", changed=bool(missing), detail=detail)
 
     def _unprepared_tables(self) -> list[str]:
         """List the eventsourcing library's tables that lack their triggers or their index."""
-        if not self._connects():
+        if not self._stores.datastore.settings.is_there:
             return []
         datastore = self._stores.datastore
-        return _unprepared(datastore.engine, datastore.described_eventsourcing_tables())
+        return unprepared_tables(datastore.engine, datastore.described_eventsourcing_tables())
 
-    def _adopt_tables(self, unprepared: list[str]) -> InitStep:
+    def _eventsourcing_step(self) -> SetupStep:
         datastore = self._stores.datastore
-        there = datastore.described_eventsourcing_tables() if self._stores.are_present() else []
+        there = datastore.described_eventsourcing_tables() if datastore.settings.is_there else []
         names = [table.table for table in there]
         absent = [name for name in datastore.eventsourcing_tables if name not in names]
-        said = [f"triggers and index of {', '.join(unprepared or names)}"] if names else []
+        said = [f"triggers and index of {', '.join(self._unprepared or names)}"] if names else []
         if absent:
             said.append(
                 f"no table yet: {', '.join(absent)}. After its application has created it, run "
                 "`eventseal init` again"
             )
-        return InitStep(name="eventsourcing", changed=bool(unprepared), detail=". ".join(said))
+        return SetupStep(name="eventsourcing", changed=bool(self._unprepared), detail=". ".join(said))
 
-    def _upgrade_keys(self, adapters: list[KmsAdapter]) -> Iterator[InitStep]:
-        """Upgrade the key tables of a release before the revocation tree."""
-        if self._dry_run:
-            changes = self._stores.key_store.changes(self._settings.application, -1, [])
-            if changes is not None and not changes.mark.has_tree:
-                yield InitStep(name="upgrade", changed=True, detail="key tables of an earlier release")
-            return
-        with EventSeal(self._settings, kms=adapters) as seal:
-            upgraded = upgrade_key_tables(seal)
-        if upgraded is None:
-            return
-        listed = (
-            f". Without proof, {counted(upgraded.erased, 'item')} of reopened scopes were recorded as erased"
-        )
-        edited = f". Edited rows that were left out: {upgraded.edited:,}"
-        keys = counted(upgraded.keys, "compromised or destroyed key")
-        yield InitStep(
-            name="upgrade",
-            changed=True,
-            detail=f"new key tables, with {keys}{listed * bool(upgraded.erased)}"
-            f"{edited * bool(upgraded.edited)}. To refuse old copies, set key_tables = 2",
-        )
-
-    def _make_keys(self, adapters: list[KmsAdapter], *, has_store_key: bool) -> InitStep:
-        there = {"store key": has_store_key, "first data key": self._has_key(DEFAULT_SCOPE, KeyPurpose.DATA)}
-        closed = ""
-        if not self._dry_run:
-            # Also if both exist: only a trial shows that the KMS unwraps them, a permission check does not.
-            with EventSeal(self._settings, kms=adapters) as seal:
-                try:
-                    seal.keyring.prepare([DEFAULT_SCOPE])
-                except KeyDestroyedError:  # a person shredded it on purpose: create the rest all the same
-                    closed = f", whose scope {DEFAULT_SCOPE} was shredded and is closed"
+    def _keys_step(self, *, is_closed: bool = False) -> SetupStep:
+        there = {"store key": self._has_store_key, "first data key": self._has_data_key}
+        closed = f", whose scope {DEFAULT_SCOPE} was shredded and is closed" if is_closed else ""
         missing = [name for name, is_there in there.items() if not is_there]
         detail = f"{' and '.join(missing or there)} of application {self._settings.application}{closed}"
-        return InitStep(name="keys", changed=bool(missing), detail=detail)
+        return SetupStep(name="keys", changed=bool(missing), detail=detail)
 
-    def _make_ledger(self, ledger: Ledger, adapters: list[KmsAdapter]) -> InitStep:
-        changed = not ledger.exists(self._settings.application)
-        noted = 0
-        if changed and not self._dry_run:
-            with EventSeal(self._settings, kms=adapters) as seal:
-                noted = adopt(seal, ledger)
-        shredded = f", with {counted(noted, 'scope')} shredded before" if noted else ""
-        return InitStep(name="ledger", changed=changed, detail=f"{ledger.name}{shredded}")
+    def _ledger_step(self, ledger: Ledger, *, shredded: int = 0) -> SetupStep:
+        before = f", with {counted(shredded, 'scope')} shredded before" if shredded else ""
+        return SetupStep(name="ledger", changed=not self._has_ledger, detail=f"{ledger.name}{before}")
 
     def _has_key(self, scope: str, purpose: KeyPurpose) -> bool:
         if not self._stores.are_present():
@@ -278,28 +246,7 @@ class InitSteps:
             return False
 
 
-@reads("comparing columns")
-def _without_key_id(connection: Connection, tables: Sequence[Table]) -> list[str]:
-    inspector = inspect(connection)
-    return [
-        table.fullname
-        for table in tables
-        if inspector.has_table(table.name, schema=table.schema)
-        and KEY_ID
-        not in {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
-    ]
-
-
-@reads("looking at triggers and indexes")
-def _unprepared(connection: Connection, tables: Sequence[SealedTable]) -> list[str]:
-    return [
-        table.table
-        for table in tables
-        if not (has_key_id_indexes(connection, table) and has_fence_triggers(connection, table))
-    ]
-
-
-def _checked(adapter: KmsAdapter, application: str, *, is_first: bool) -> InitStep:
+def _checked(adapter: KmsAdapter, application: str, *, is_first: bool) -> SetupStep:
     """Check the permissions on a KEK. A KEK after the first also wraps a key that is discarded."""
     step = _asked(adapter, application)
     # Only a further KEK needs the permission to wrap. Without this trial, only the next new key would show
@@ -309,9 +256,11 @@ def _checked(adapter: KmsAdapter, application: str, *, is_first: bool) -> InitSt
     return step
 
 
-def _asked(adapter: KmsAdapter, application: str) -> InitStep:
+def _asked(adapter: KmsAdapter, application: str) -> SetupStep:
     if not isinstance(adapter, SupportsCheck):
-        return InitStep(name="kms", changed=False, detail=f"{adapter.uri}, which has no check of permissions")
+        return SetupStep(
+            name="kms", changed=False, detail=f"{adapter.uri}, which has no check of permissions"
+        )
     missing = [check for check in adapter.check(application) if not check.granted]
     denied = [check for check in missing if check.required]
     if denied:
@@ -321,19 +270,19 @@ def _asked(adapter: KmsAdapter, application: str) -> InitStep:
             remedy="\n".join([check.detail for check in denied if check.detail]) or None,
         )
     but = f", but not the optional {', '.join([check.action for check in missing])}" if missing else ""
-    return InitStep(name="kms", changed=False, detail=f"permissions on {adapter.uri}{but}")
+    return SetupStep(name="kms", changed=False, detail=f"permissions on {adapter.uri}{but}")
 
 
-def initialise(path: str | Path | None = None, *, dry_run: bool = False, **options: Any) -> list[InitStep]:
+def initialise(path: str | Path | None = None, *, dry_run: bool = False, **options: Any) -> list[SetupStep]:
     """
     Create everything that the settings describe.
 
     Existing things stay as they are, so a second run changes nothing. The steps are:
 
+    - Check the permissions on the KMS keys, the databases and their tables. Nothing is written before.
     - If there is no settings file, write it with the *options* that the environment does not set.
     - Create a missing KEK if its adapter can, as long as the application has no keys.
-    - Check the permissions on the KMS keys.
-    - Add missing ``key_id`` columns, and create and register the tables.
+    - Create and register the tables.
     - Create the store key and the first data key.
     - If a ledger is configured, begin it.
 
@@ -347,8 +296,9 @@ def initialise(path: str | Path | None = None, *, dry_run: bool = False, **optio
         The steps, in order.
 
     Raises:
-        ConfigurationError: A setting is missing or wrong, an option differs from the settings, or a key file
-            is missing although the application has keys.
+        ConfigurationError: A setting is missing or wrong, an option differs from the settings, or a table
+            belongs to another program. Or an earlier release created the store, or a key file is missing
+            although the application has keys.
         KmsForbiddenError: The KMS does not grant a permission. The remedy says what to grant.
         KmsError: The KMS refused or failed.
         StoreError: The database refused or failed.
@@ -356,8 +306,10 @@ def initialise(path: str | Path | None = None, *, dry_run: bool = False, **optio
     options = with_urls_hidden(options)
     file = settings_file(path) or Path(DEFAULT_FILE)
     settings, to_write = _settings(file, options)
-    with closing(InitSteps(settings, dry_run=dry_run)) as steps:
-        return [_write(file, to_write, dry_run=dry_run), *steps.take()]
+    with closing(InitSteps(settings)) as steps:
+        steps.check()
+        written = _write(file, to_write, dry_run=dry_run)
+        return [written, *(steps.report() if dry_run else steps.take())]
 
 
 def _settings(file: Path, options: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
@@ -380,13 +332,13 @@ def _settings(file: Path, options: Mapping[str, Any]) -> tuple[Settings, dict[st
     return settings, to_write
 
 
-def _write(file: Path, values: Mapping[str, Any], *, dry_run: bool) -> InitStep:
+def _write(file: Path, values: Mapping[str, Any], *, dry_run: bool) -> SetupStep:
     if not values:
         source = f"settings file {file}" if file.exists() else "settings from the environment"
-        return InitStep(name="settings", changed=False, detail=source)
+        return SetupStep(name="settings", changed=False, detail=source)
     if not dry_run:
         write_settings_file(file, {name: _shown(value) for name, value in values.items()})
-    return InitStep(name="settings", changed=True, detail=f"settings file {file}")
+    return SetupStep(name="settings", changed=True, detail=f"settings file {file}")
 
 
 def _shown(value: Any) -> Any:

@@ -272,8 +272,13 @@ def store_policies(stores: Stores, role: Role) -> list[StorePolicy]:
         ConfigurationError: The setting of the ledger names none.
     """
     datastore = stores.datastore
-    keys = _granted(role, key_metadata)
-    items = [*_on_items(stores, role), *_granted(role, fence_metadata), *_granted(role, job_metadata)]
+    schema = stores.settings.database_schema
+    keys = _granted(role, key_metadata, schema)
+    items = [
+        *_on_items(stores, role),
+        *_granted(role, fence_metadata, schema),
+        *_granted(role, job_metadata, schema),
+    ]
     if datastore.key_settings is datastore.settings:
         policies = [_policy("items and keys", datastore.settings, items + keys)]
     else:
@@ -281,7 +286,7 @@ def store_policies(stores: Stores, role: Role) -> list[StorePolicy]:
             _policy("items", datastore.settings, items),
             _policy("keys", datastore.key_settings, keys),
         ]
-    ledger, lines = configured_ledger(stores.settings), _granted(role, ledger_metadata)
+    ledger, lines = configured_ledger(stores.settings), _granted(role, ledger_metadata, schema)
     if isinstance(ledger, DatabaseLedger) and lines:
         policies.append(_policy("ledger", ledger.settings, lines))
     elif isinstance(ledger, FileLedger) and lines:
@@ -292,12 +297,13 @@ def store_policies(stores: Stores, role: Role) -> list[StorePolicy]:
 def _policy(holds: str, settings: SQLAlchemySettings, grants: Sequence[Grant]) -> StorePolicy:
     file = settings.file
     files = () if file is None else (file, *[file.with_name(f"{file.name}{end}") for end in ("-wal", "-shm")])
-    return StorePolicy(holds=holds, grants=tuple(grants), files=files, settings=settings)
+    used = () if settings.schema is None else (Grant("SCHEMA", quoted(settings.schema), ("USAGE",)),)
+    return StorePolicy(holds=holds, grants=(*used, *grants), files=files, settings=settings)
 
 
-def _granted(role: Role, metadata: MetaData) -> list[Grant]:
+def _granted(role: Role, metadata: MetaData, schema: str | None) -> list[Grant]:
     return [
-        _grant(table, privileges)
+        _grant(table, privileges, schema)
         for table, privileges in _ON_TABLES[role].items()
         if table.metadata is metadata
     ]
@@ -305,18 +311,20 @@ def _granted(role: Role, metadata: MetaData) -> list[Grant]:
 
 def _on_items(stores: Stores, role: Role) -> list[Grant]:
     """Return the grants on item tables, with their schemas and sequences."""
-    own = [columns.table for columns in map(sealed_columns, stores.datastore.tables) if columns is not None]
+    schema = stores.settings.database_schema
+    needed = [record for record in stores.datastore.tables if record not in stores.datastore.only_if_there]
+    own = [columns.table for columns in map(sealed_columns, needed) if columns is not None]
     foreign = [_foreign_table(name) for name in stores.datastore.eventsourcing_tables]
     schemas = {table.schema for table in own + foreign if table.schema is not None}
     grants = [Grant("SCHEMA", quoted(schema), ("USAGE",)) for schema in sorted(schemas)]
-    grants += [_grant(table, _ON_ITEMS[role]) for table in own]
+    grants += [_grant(table, _ON_ITEMS[role], schema) for table in own]
     for table in foreign:
         if role is Role.WRITER and not holds_snapshots(table.name):
             # The library locks its table before it inserts numbered events, which needs UPDATE.
-            grants.append(_grant(table, _WRITE))
-            grants.append(Grant("SEQUENCE", _table_name(_sequence(table)), ("USAGE",)))
+            grants.append(_grant(table, _WRITE, schema))
+            grants.append(Grant("SEQUENCE", _table_name(_sequence(table), schema), ("USAGE",)))
         else:
-            grants.append(_grant(table, _ON_ITEMS[role]))
+            grants.append(_grant(table, _ON_ITEMS[role], schema))
     return grants
 
 
@@ -330,10 +338,11 @@ def _sequence(table: Table) -> Table:
     return Table(f"{table.name}_{_SERIAL}_seq", MetaData(), schema=table.schema)
 
 
-def _grant(table: Table, privileges: Privileges) -> Grant:
-    return Grant("TABLE", _table_name(table), privileges)
+def _grant(table: Table, privileges: Privileges, schema: str | None) -> Grant:
+    return Grant("TABLE", _table_name(table, schema), privileges)
 
 
-def _table_name(table: Table) -> str:
-    """Return the name of a table or sequence for SQL."""
-    return _PREPARER.format_table(table)
+def _table_name(table: Table, schema: str | None) -> str:
+    """Return the name of a table or sequence for SQL. *schema* is that of tables which name none."""
+    parts = table.schema or schema, table.name
+    return ".".join(map(quoted, filter(None, parts)))

@@ -149,7 +149,7 @@ class Settings(BaseSettings):
     )
     key_tables: Annotated[WholeNumber, Field(ge=1, le=NEW_KEY_TABLES)] = Field(
         default=1,
-        description="Set it to 2 after `eventseal init` has upgraded the key tables, to refuse old copies.",
+        description="Set it to 2 after `eventseal upgrade` has run, to refuse old copies of the key tables.",
     )
     store_url: SecretStr | None = Field(
         default=None, description="The items' database, as an SQLAlchemy URL. Never shown."
@@ -160,6 +160,11 @@ class Settings(BaseSettings):
     pooler: Literal["transaction"] | None = Field(
         default=None,
         description="Set it to transaction if PgBouncer or another pooler runs in that mode.",
+    )
+    database_schema: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The PostgreSQL schema of all tables that name no schema. Create it first.",
     )
     ledger: SecretStr | None = Field(
         default=None,

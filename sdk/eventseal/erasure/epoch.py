@@ -115,7 +115,7 @@ def roll_epoch(
             should end. That key stays.
         KmsError: A KEK rejects a request or fails. The finished steps stay done.
         StoreError: The key store rejects a request or fails.
-        StoreReadOnlyError: The key tables are from an earlier release. Run `eventseal init`.
+        StoreReadOnlyError: The key tables are from an earlier release. Run `eventseal upgrade`.
     """
     if not dry_run:
         refuse_old_key_tables(store)
@@ -347,8 +347,8 @@ class _Roll:
         needed_by = "no KMS key was ended: an old key is still needed by"
         if NO_KEY in hanging:
             return JobError(
-                f"{needed_by} {counted(hanging[NO_KEY], 'wrapping')} without a key row in encryption_keys",
-                remedy="Find out who deleted rows of encryption_keys, and restore them from a backup. Then "
+                f"{needed_by} {counted(hanging[NO_KEY], 'wrapping')} without a key row in {KEY_TABLE}",
+                remedy=f"Find out who deleted rows of {KEY_TABLE}, and restore them from a backup. Then "
                 + again,
             )
         others = self._others(hanging)

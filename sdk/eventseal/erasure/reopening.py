@@ -194,8 +194,8 @@ def upgrade_key_tables(store: SealedStore) -> Upgraded | None:
     """
     Upgrade key tables of a release before the revocation tree.
 
-    `eventseal init` calls it. Stop the processes of that release first: a process that reads the new change
-    mark ends with an error.
+    `eventseal upgrade` calls it. Stop the processes of that release first: a process that reads the new
+    change mark ends with an error.
 
     Args:
         store: An ``EventSeal``, or another ``SealedStore``, whose tables ``setup_tables()`` created.

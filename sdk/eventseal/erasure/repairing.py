@@ -132,7 +132,7 @@ def repair(
         JobError: The key tables and the ledger do not agree on the shredded keys, as after a restore.
         KmsError: The KMS rejects a request or fails.
         StoreError: A database rejects a request or fails.
-        StoreReadOnlyError: The key tables are from an earlier release. Run `eventseal init` first.
+        StoreReadOnlyError: The key tables are from an earlier release. Run `eventseal upgrade` first.
     """
     started = time.monotonic()
     ledger = (ledger or own_ledger(store)) if dry_run else required_ledger(store, ledger)

@@ -53,8 +53,8 @@ class Keyring:
             is disabled, or denies the call, is never skipped.
         scope_digest: Whether the key tables hold digests instead of scopes, for scopes whose ids are personal
             data. It applies to an application from its first key, and can never be changed.
-        key_tables: The lowest format of the key tables that is accepted. Set it to 2 after `eventseal init`
-            has updated them. Then an old copy of all key tables is rejected.
+        key_tables: The lowest format of the key tables that is accepted. Set it to 2 after
+            `eventseal upgrade` has updated them. Then an old copy of all key tables is rejected.
 
     Attributes:
         keks: The KEKs that were passed to this keyring, in their order.

@@ -50,7 +50,7 @@ class Replacement(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRecord:
     """
-    A row of ``encryption_keys`` with its wrappings.
+    A row of ``eventseal_encryption_keys`` with its wrappings.
 
     Attributes:
         key_id: The key's id, which is never used again for another key.
@@ -102,7 +102,7 @@ class KeyRecord:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeMark:
     """
-    An application's row of ``key_changes``, created together with its store key.
+    An application's row of ``eventseal_key_changes``, created together with its store key.
 
     Attributes:
         application: The application whose key changes it counts.

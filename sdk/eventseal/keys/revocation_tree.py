@@ -38,8 +38,8 @@ A leaf has two bytes.
 """
 
 REMEDY = (
-    "Find out who changed the key tables. Then restore revocation_nodes and key_changes together from the "
-    "newest backup of both."
+    "Find out who changed the key tables. Then restore eventseal_revocation_nodes and eventseal_key_changes "
+    "together from the newest backup of both."
 )
 
 NODE_DIGEST_SIZE = 32

@@ -199,7 +199,7 @@ def late_item(mark: CompromisedItems) -> IntegrityError:
     """Return an error for an item written after its key's mark."""
     if mark.unreadable:
         return IntegrityError(
-            f"the mark of key {mark.key_id} for {mark.table} in compromised_marks was edited: "
+            f"the mark of key {mark.key_id} for {mark.table} in eventseal_compromised_marks was edited: "
             f"its {', '.join(mark.unreadable)} cannot be read, so forged items cannot be identified",
             remedy="Find out who changed it. If you trust the current items, mark the key again: "
             f"eventseal rotate --compromised --key {mark.key_id}",

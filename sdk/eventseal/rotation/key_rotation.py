@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from eventseal.rotation.sealed_store import SealedStore
 
 
-KEY_TABLE, FENCE_TABLE = "encryption_keys", "key_fences"
+KEY_TABLE, FENCE_TABLE = "eventseal_encryption_keys", "eventseal_key_fences"
 """The tables that failures name for rows of keys and of fences."""
 
 _BATCH_SIZE = 100

@@ -78,7 +78,7 @@ def begin_migration(
         ConfigurationError: No format is configured, a key is wrong, or a table is not registered.
         KmsError: The KMS refused or failed.
         StoreError: The database refused or failed.
-        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal init` first.
+        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal upgrade` first.
     """
     run = Run(verb=MIGRATE)
     if not dry_run:
@@ -144,7 +144,7 @@ def migrate(
         JobError: The migration has not begun, or *resume* is not a job of a migration.
         KmsError: The KMS refused or failed. The next call continues the job.
         StoreError: The database refused or failed. The next call continues the job.
-        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal init` first.
+        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal upgrade` first.
     """
     workers = Workers(
         batch=batch,
@@ -227,7 +227,7 @@ def finish_migration(
         ConfigurationError: A table is not registered, or a table that the settings list does not exist.
         JobError: Some rows are no envelopes of this application. The message has their number and tables.
         StoreError: The database refused or failed.
-        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal init` first.
+        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal upgrade` first.
     """
     run = Run(verb=MIGRATE)
     if not dry_run:
@@ -269,7 +269,7 @@ def abandon_migration(
         ConfigurationError: A table is not registered.
         JobError: No migration has begun.
         StoreError: The database refused or failed.
-        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal init` first.
+        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal upgrade` first.
     """
     run = Run(verb=MIGRATE)
     if not dry_run:

@@ -90,7 +90,7 @@ def reencrypt(
         JobError: *resume* is no job, or another release created it in another format.
         KmsError: The KMS refused or failed. The next call continues the job.
         StoreError: The database refused or failed. The next call continues the job.
-        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal init` first.
+        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal upgrade` first.
     """
     workers = Workers(
         batch=batch,

@@ -368,7 +368,7 @@ class _Retirement(Run):
 _REMEDY = (
     "For a data key, run `eventseal reencrypt`. For a branch key, run `eventseal rewrap`. Then retire the "
     "key again. An item that `reencrypt` reports as a suspected forgery keeps its key. If keys cannot be "
-    "opened without a branch key, restore their rows of key_wrappings from a backup."
+    "opened without a branch key, restore their rows of eventseal_key_wrappings from a backup."
 )
 
 

@@ -203,7 +203,7 @@ def _no_such_version(version: str, uri: str, known: Sequence[str | None]) -> Con
     return ConfigurationError(f"no key is wrapped under version {version!r} of {uri}", remedy=remedy)
 
 
-WRAPPING_TABLE = "key_wrappings"
+WRAPPING_TABLE = "eventseal_key_wrappings"
 """The name of the wrappings in ``by_table`` and in failures."""
 
 
@@ -245,7 +245,7 @@ def rewrap(
         IntegrityError: The store key's row is not authentic.
         KmsError: A KEK refused or failed. Finished keys stay done.
         StoreError: The key store refused or failed.
-        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal init` first.
+        StoreReadOnlyError: An earlier release created the key tables. Run `eventseal upgrade` first.
     """
     if not dry_run:
         refuse_old_key_tables(store)

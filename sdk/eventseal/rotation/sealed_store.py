@@ -242,7 +242,7 @@ def refuse_unreachable_tables(datastore: SQLAlchemyDatastore, application: str) 
             raise ConfigurationError(
                 f"{error}. Another application registered it, and its sealed items cannot be counted",
                 remedy="Run this with the database that has the table. If it was dropped on purpose, run: "
-                f"{forget_statement(table)}",
+                f"{forget_statement(datastore.key_engine, table)}",
             )
 
 
@@ -326,7 +326,7 @@ def _unreachable(datastore: SQLAlchemyDatastore, table: SealedTable) -> EventSea
         f"the registered table {table.table} is not in the items' database",
         table=table.table,
         remedy="Create it with `eventseal init`, or set store_url to the database that has it. "
-        f"If it was dropped on purpose, run: {forget_statement(table)}",
+        f"If it was dropped on purpose, run: {forget_statement(datastore.key_engine, table)}",
     )
 
 

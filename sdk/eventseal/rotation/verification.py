@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from eventseal.storage.items.tables import SealedTable
 
 
-REGISTRY, LEDGER = "sealed_tables", "erasure_ledger"
+REGISTRY, LEDGER = "eventseal_sealed_tables", "eventseal_erasure_ledger"
 
 _WHERE_THERE_ARE_SOME = (FORMER, SET_ASIDE)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,19 @@ from sqlalchemy.util import ThreadLocalRegistry
 from eventseal.errors import ConfigurationError
 from eventseal.keys.concurrency import renew_in_children
 from eventseal.storage.database.engines import SQLAlchemySettings, make_engine, redacted
-from eventseal.storage.database.faults import translated
-from eventseal.storage.database.table_setup import add_key_id, create_tables, drop_tables, has_table
-from eventseal.storage.database.transactions import holds_sqlite_lock, reads, writes
+from eventseal.storage.database.layout import Layout, StoreLayout
+from eventseal.storage.database.table_setup import (
+    Comparison,
+    add_columns,
+    compare_tables,
+    create_tables,
+    drop_tables,
+    has_table,
+    is_ours,
+    layout_of_database,
+    older_store,
+)
+from eventseal.storage.database.transactions import check_connection, holds_sqlite_lock, reads, writes
 from eventseal.storage.foreign_tables import eventsourcing_table
 from eventseal.storage.items.columns import sealed_columns
 from eventseal.storage.items.fences import install_fence_triggers
@@ -36,7 +45,7 @@ from eventseal.storage.keys.tables import fence_metadata, key_metadata, sealed_t
 from eventseal.storage.unregistered import EVENTSOURCING_COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from sqlalchemy.engine import Connection, Engine
 
@@ -62,6 +71,7 @@ class SQLAlchemyDatastore:
             creates and writes. For a table outside the default schema, write its schema and a dot first.
         originator_id_type: The ``ORIGINATOR_ID_TYPE`` that the library is configured with. Only SQLite needs
             it, because columns there do not show the type. The default on SQLite is ``uuid``.
+        only_if_there: Those of *tables* that the store need not have. If one exists, it is used.
         reads_only: Whether nothing may be written, as in a backup.
     """
 
@@ -74,6 +84,7 @@ class SQLAlchemyDatastore:
         key_settings: SQLAlchemySettings | None = None,
         eventsourcing_tables: Sequence[str] = (),
         originator_id_type: OriginatorIdType | None = None,
+        only_if_there: Collection[type[Any]] = (),
         reads_only: bool = False,
     ) -> None:
         self.settings = settings
@@ -86,6 +97,8 @@ class SQLAlchemyDatastore:
         self.tables: Sequence[type[Any]] = tuple(tables) or _classes_of(base)
         self.eventsourcing_tables = tuple(eventsourcing_tables)
         self._id_type = originator_id_type
+        self.only_if_there = frozenset(only_if_there)
+        self.layout = StoreLayout()
         self._lock = threading.RLock()
         self._engine: Engine | None = None
         self._key_engine: Engine | None = None
@@ -97,11 +110,7 @@ class SQLAlchemyDatastore:
         """The engine of the items and the fences."""
         with self._lock:
             if self._engine is None:
-                self._engine = make_engine(
-                    self.settings,
-                    holds_keys=self.key_settings is self.settings,
-                    reads_only=self._reads_only,
-                )
+                self._engine = self._made(self.settings, holds_keys=self.key_settings is self.settings)
             return self._engine
 
     @property
@@ -111,9 +120,7 @@ class SQLAlchemyDatastore:
             if self.key_settings is self.settings:
                 return self.engine
             if self._key_engine is None:
-                self._key_engine = make_engine(
-                    self.key_settings, holds_keys=True, reads_only=self._reads_only
-                )
+                self._key_engine = self._made(self.key_settings, holds_keys=True)
             return self._key_engine
 
     @property
@@ -128,7 +135,12 @@ class SQLAlchemyDatastore:
     @property
     def listed_tables(self) -> set[str]:
         """The names of the tables whose record classes are listed."""
-        return {columns.table.fullname for columns in self._sealed}
+        return {columns.table.fullname for columns in _sealed(self.tables)}
+
+    def _made(self, settings: SQLAlchemySettings, *, holds_keys: bool) -> Engine:
+        engine = make_engine(settings, holds_keys=holds_keys, reads_only=self._reads_only)
+        # The items and the keys of a backup may be of different times.
+        return engine if self._reads_only else self.layout.add(engine)
 
     def setup_connection(self) -> None:
         """
@@ -139,9 +151,8 @@ class SQLAlchemyDatastore:
         Raises:
             StoreUnavailableError: A database does not answer.
         """
-        for settings, engine in ((self.settings, self.engine), (self.key_settings, self.key_engine)):
-            with translated(f"connecting to {redacted(settings.url)}"), engine.connect() as connection:
-                connection.execute(select(literal(1)))
+        for engine in (self.engine, self.key_engine):
+            check_connection(engine)
 
     def setup_tables(self, *, application: str | None = None) -> None:
         """
@@ -156,18 +167,58 @@ class SQLAlchemyDatastore:
                 every application that writes there.
 
         Raises:
-            ConfigurationError: A table with one of the names lacks a required column, or two tables would
-                have the same collection. The message names them, and nothing was written.
+            ConfigurationError: A table belongs to another program, or an earlier release created the tables
+                and they must be upgraded. Or two tables would have the same collection. The message names
+                them, and nothing was written.
             StoreUnavailableError: The database does not answer.
             StoreReadOnlyError: The database cannot be written.
         """
-        items, keys = [*self._listed(), *_BESIDE_ITEMS], key_metadata.sorted_tables
+        self.missing_tables(application)
+        items, keys = self.needed_tables()
         sealed = self.tables_to_register(application)
 
         _create_tables(self.engine, items, sealed)
         create_tables(self.key_engine, keys)
         register(self.key_engine, sealed)
         self.setup_eventsourcing_tables(application=application)
+
+    def needed_tables(self) -> tuple[list[Table], list[Table]]:
+        """Return the tables of the items' database, and of the keys' database."""
+        items = [_table_of(record_class) for record_class in self._needed_classes()]
+        return [*items, *_BESIDE_ITEMS], list(key_metadata.sorted_tables)
+
+    def missing_tables(self, application: str | None) -> list[str]:
+        """
+        Check all that :meth:`setup_tables` needs, and return the names of missing tables.
+
+        Nothing is changed. The errors are those of :meth:`setup_tables`.
+        """
+        compared = self.compared_tables()
+        compared.refuse_additions()
+        if compared.missing and self.is_older():
+            raise older_store()
+        self.tables_to_register(application)
+        if self.settings.is_there:
+            self.described_eventsourcing_tables(application=application)
+        return [table.fullname for table in compared.missing]
+
+    def compared_tables(self) -> Comparison:
+        """Compare the needed tables with those that exist, as ``compare_tables`` does."""
+        items, keys = self.needed_tables()
+        of_items, of_keys = Comparison(items, []), Comparison(keys, [])
+        # Connecting would create a SQLite file.
+        if self.settings.is_there:
+            of_items = compare_tables(self.engine, items)
+        if self.key_settings.is_there:
+            of_keys = compare_tables(self.key_engine, keys)
+        missing, additions = of_items.missing + of_keys.missing, of_items.additions + of_keys.additions
+        return Comparison(missing, additions)
+
+    def is_older(self) -> bool:
+        """Return whether the tables have the names of earlier releases."""
+        engines = {self.engine: self.settings, self.key_engine: self.key_settings}
+        there = [engine for engine, settings in engines.items() if settings.is_there]
+        return any(layout_of_database(engine) is Layout.OLDER for engine in there)
 
     def tables_to_register(self, application: str | None) -> list[SealedTable]:
         """
@@ -184,13 +235,14 @@ class SQLAlchemyDatastore:
             ConfigurationError: Two tables would have the same collection.
             StoreUnavailableError: The database does not answer.
         """
-        known = _registered_if_there(self.key_engine)
+        known = _registered_if_there(self.key_engine) if self.key_settings.is_there else []
         tables = []
-        for found in self._sealed:
+        for found in self.needed_columns():
             table = SealedTable.of(found, application)
             there = entry_of(known, table.table, application)
             kept = table.collection if there is None else there.collection
-            if kept != table.collection and _holds_rows(self.engine, found.table):
+            holds_rows = kept != table.collection and self.settings.is_there
+            if holds_rows and _holds_rows(self.engine, found.table):
                 table = replace(table, collection=kept)
             tables.append(table)
         refuse_taken_collections(known, tables)
@@ -209,7 +261,7 @@ class SQLAlchemyDatastore:
             StoreError: The database refused or failed.
         """
         found = read_visible_registry(self.key_engine, application)
-        said = {columns.table.fullname: columns for columns in self._sealed}
+        said = {columns.table.fullname: columns for columns in _sealed(self.tables)}
         registry = Registry([], list(found.unreadable))
         for row in found.tables:
             if row.table in said:
@@ -220,7 +272,7 @@ class SQLAlchemyDatastore:
             if fits:
                 registry.tables.append(row.bound_to(said[row.table]) if row.table in said else row)
             else:
-                registry.unreadable.append(other_columns(row))
+                registry.unreadable.append(other_columns(self.key_engine, row))
         return registry
 
     def setup_eventsourcing_tables(self, *, application: str | None = None) -> None:
@@ -261,14 +313,11 @@ class SQLAlchemyDatastore:
         ]
         return [table for table in tables if table is not None]
 
-    def add_key_id_columns(self) -> list[str]:
-        """
-        Add the column ``key_id`` to listed tables that lack it.
-
-        Returns:
-            The names of the changed tables.
-        """
-        return [columns.table.fullname for columns in self._sealed if add_key_id(self.engine, columns.table)]
+    def add_columns(self) -> list[str]:
+        """Add the columns that tables of earlier releases lack. Return the tables' names."""
+        self.compared_tables()
+        items, keys = self.needed_tables()
+        return [*add_columns(self.engine, items), *add_columns(self.key_engine, keys)]
 
     def index_key_ids(self) -> list[str]:
         """
@@ -300,7 +349,7 @@ class SQLAlchemyDatastore:
             SealedTable.of(found, None): any(
                 index.columns.keys() == [found.key_id.key] for index in found.table.indexes
             )
-            for found in self._sealed
+            for found in self.needed_columns()
             if found.key_id is not None
         }
         return {
@@ -309,7 +358,7 @@ class SQLAlchemyDatastore:
 
     def drop_tables(self) -> None:
         """Drop the tables that :meth:`setup_tables` creates, with all that they contain."""
-        items, keys = [*self._listed(), *_BESIDE_ITEMS], key_metadata.sorted_tables
+        items, keys = self.needed_tables()
         drop_tables(self.engine, items[::-1])
         drop_tables(self.key_engine, keys[::-1])
 
@@ -343,12 +392,17 @@ class SQLAlchemyDatastore:
                 _left_to_parent.append(engine.pool)
                 engine.dispose(close=False)
 
-    @property
-    def _sealed(self) -> list[ItemColumns]:
-        return [columns for columns in map(sealed_columns, self.tables) if columns]
+    def needed_columns(self) -> list[ItemColumns]:
+        """Return the columns of the listed tables that must exist."""
+        return _sealed(self._needed_classes())
 
-    def _listed(self) -> list[Table]:
-        return [_table_of(record_class) for record_class in self.tables]
+    def _needed_classes(self) -> list[type[Any]]:
+        return [
+            record_class
+            for record_class in self.tables
+            if record_class not in self.only_if_there
+            or (self.settings.is_there and is_ours(self.engine, _table_of(record_class)))
+        ]
 
 
 DATASTORE = "eventseal.datastore"
@@ -381,6 +435,10 @@ def _holds_rows(connection: Connection, table: Table) -> bool:
     return connection.execute(select(literal(1)).select_from(table).limit(1)).first() is not None
 
 
+def _sealed(record_classes: Iterable[type[Any]]) -> list[ItemColumns]:
+    return [columns for columns in map(sealed_columns, record_classes) if columns]
+
+
 def _classes_of(base: Any) -> tuple[type[Any], ...]:
     return () if base is None else tuple(mapper.class_ for mapper in base.registry.mappers)
 
@@ -390,50 +448,3 @@ def _table_of(record_class: type[Any]) -> Table:
     if not isinstance(table, Table):
         raise ConfigurationError(f"{record_class!r} is not a record class that is mapped to one table")
     return table
-
-
-class AcceptedNow:
-    """
-    Returns the older formats that a collection accepts.
-
-    An answer is at most *interval* seconds old.
-
-    Args:
-        datastore: The datastore whose registry is read.
-        application: The application that owns the tables.
-        interval: Seconds for which an answer stays valid.
-        clock: A function that returns the current time in seconds.
-    """
-
-    def __init__(
-        self,
-        datastore: SQLAlchemyDatastore,
-        application: str,
-        *,
-        interval: float,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._datastore = datastore
-        self._application = application
-        self._interval = interval
-        self._clock = clock
-        self._known: tuple[float, dict[str, set[str]]] | None = None
-
-    def __call__(self, collection: str) -> Collection[str]:
-        """
-        Return the names of the accepted formats.
-
-        Args:
-            collection: The collection of the item.
-
-        Raises:
-            StoreError: The database refused or failed, and the last answer is too old.
-        """
-        known, now = self._known, self._clock()
-        if known is None or now - known[0] >= self._interval:
-            accepted: dict[str, set[str]] = {}
-            # If a table's row was edited, the table accepts no older format. Its envelopes still open.
-            for table in self._datastore.registry(self._application).tables:
-                accepted.setdefault(table.collection, set()).update(table.old_formats)
-            known = self._known = now, accepted
-        return known[1].get(collection, frozenset())

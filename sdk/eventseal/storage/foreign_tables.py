@@ -27,7 +27,8 @@ from sqlalchemy import (
 )
 
 from eventseal.errors import ConfigurationError, SerializationError
-from eventseal.storage.database.table_setup import column_indexes, has_table
+from eventseal.storage.database.layout import schema_of
+from eventseal.storage.database.table_setup import column_indexes, columns_of, has_table
 from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.tables import ColumnKind, SealedColumn, SealedTable
 from eventseal.storage.unregistered import EVENTSOURCING_COLUMNS as COLUMNS
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import ColumnElement
-    from sqlalchemy.engine import Connection, Inspector
+    from sqlalchemy.engine import Connection
     from sqlalchemy.types import TypeEngine
 
 
@@ -93,9 +94,7 @@ class OldTable:
             )
         self.name = name
         # Without types, the driver returns and takes values as they are.
-        found: list[Column[Any]] = [
-            Column(column["name"]) for column in inspect(connection).get_columns(table, schema=schema or None)
-        ]
+        found: list[Column[Any]] = [Column(column) for column in columns_of(connection, name)]
         self._table = Table(table, MetaData(), *found, schema=schema or None)
         self._columns = [self._column(role, columns) for role in OldRow._fields]
         self._only = [self._named(column) == value for column, value in only.items()]
@@ -254,19 +253,17 @@ def eventsourcing_table(
     """
     if not has_table(connection, name):
         return None
-    inspector = inspect(connection)
-    schema, _, table = name.rpartition(".")
-    types = {column["name"]: column["type"] for column in inspector.get_columns(table, schema=schema or None)}
+    types = columns_of(connection, name)
     missing = [column for column in COLUMNS.values() if column not in types]
     if missing:
         raise _not_theirs(name, f"it has no column {', '.join(missing)}")
     _check_types(name, types)
-    _check_places(connection, inspector, name)
+    _check_places(connection, name)
     kind = _id_kind(connection, name, types[COLUMNS["sequence_id"]], id_type)
     return SealedTable(
         application=application,
         table=name,
-        collection=_SNAPSHOTS if holds_snapshots(table) else "items",
+        collection=_SNAPSHOTS if holds_snapshots(name) else "items",
         columns={
             "sequence_id": SealedColumn(COLUMNS["sequence_id"], kind),
             "position": SealedColumn(COLUMNS["position"], ColumnKind.INTEGER),
@@ -294,7 +291,7 @@ def _check_types(name: str, types: Mapping[str, TypeEngine[Any]]) -> None:
             raise _not_theirs(name, f"its column {COLUMNS[role]} is {found!r}")
 
 
-def _check_places(connection: Connection, inspector: Inspector, name: str) -> None:
+def _check_places(connection: Connection, name: str) -> None:
     """
     Refuse a table in which two rows can have the same place.
 
@@ -302,7 +299,8 @@ def _check_places(connection: Connection, inspector: Inspector, name: str) -> No
     """
     schema, _, table = name.rpartition(".")
     place = {COLUMNS["sequence_id"], COLUMNS["position"]}
-    key = inspector.get_pk_constraint(table, schema=schema or None)["constrained_columns"]
+    found = inspect(connection).get_pk_constraint(table, schema=schema_of(connection, schema or None))
+    key = found["constrained_columns"]
     if set(key) == place:
         return
     indexes = column_indexes(connection, table, schema or None)

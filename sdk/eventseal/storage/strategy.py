@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
 from eventseal.errors import ConfigurationError, ItemNotFoundError, MissingTableError
 from eventseal.items.item import SequencedItem
 from eventseal.storage.database.faults import is_transient, translated
+from eventseal.storage.database.layout import follow_layout_of
 from eventseal.storage.datastore import DATASTORE
 from eventseal.storage.items.appends import ItemAppends
 from eventseal.storage.items.columns import comes_after, item_columns
@@ -56,6 +58,8 @@ class SQLAlchemyActiveRecordStrategy:
         self.sequenced_item_class = sequenced_item_class
         self.session = session
         self._columns = item_columns(active_record_class, sequenced_item_class)
+        with suppress(UnboundExecutionError):  # a session whose database is chosen later
+            follow_layout_of(session.get_bind(mapper=active_record_class).engine)
         self._appends = ItemAppends(self._columns, active_record_class)
         self._make_item = _item_maker(sequenced_item_class, self._columns.fields)
 

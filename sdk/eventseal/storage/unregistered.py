@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import ARRAY, BINARY, CHAR, VARBINARY, LargeBinary, Uuid, inspect, text
 
+from eventseal.storage.database.layout import own_name, schema_of
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.table_queries import key_id_in_header
@@ -142,8 +143,9 @@ def _unnamed(
     looks_so: Callable[[dict[str, TypeEngine[Any]]], bool],
 ) -> list[_Unnamed]:
     inspector = inspect(connection)
-    default = f"{inspector.default_schema_name}."
-    known = {*OWN_TABLES, *unsealed_tables, *(table.table.removeprefix(default) for table in registered)}
+    default = f"{schema_of(connection, None) or inspector.default_schema_name}."
+    own = [own_name(connection, name) for name in OWN_TABLES]
+    known = {*own, *unsealed_tables, *(table.table.removeprefix(default) for table in registered)}
     parts = _partitions(connection)
     return sorted(
         _Unnamed(name, schema, table, tuple(column["name"] for column in columns))

@@ -236,7 +236,7 @@ def _check_missing(stores: Stores, names: dict[str, set[str]]) -> Iterator[Findi
             f"{counted(orphans, 'key is', 'keys are')} wrapped under no configured KMS key: nothing opens "
             "such keys here",
             "If a KMS key is reported as not configured, follow its remedy. If none is, restore the rows of "
-            "these keys in key_wrappings from a backup. To list the keys: eventseal keys",
+            "these keys in eventseal_key_wrappings from a backup. To list the keys: eventseal keys",
         )
     for uri, stored in names.items() if len(names) > 1 else ():
         lacking = _missing(stores, stored)

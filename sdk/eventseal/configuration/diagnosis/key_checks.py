@@ -107,7 +107,7 @@ def _check_format(found: str | None, expected: int) -> Iterator[Finding]:
         yield KEYS.problem(
             ConfigurationError,
             "the key tables are of an earlier release: you can use keys, but not create or change them",
-            "Stop all processes of the earlier release. Then upgrade the tables: eventseal init",
+            "Stop all processes of the earlier release. Then upgrade the tables: eventseal upgrade",
         )
     elif found == "upgraded" and expected < NEW_KEY_TABLES:
         yield KEYS.problem(

@@ -11,9 +11,9 @@ from eventseal.errors import ConfigurationError, EncryptionRequiredError, Integr
 from eventseal.rotation.sealed_store import as_listed, refuse_unreachable_tables, tables_of
 from eventseal.rotation.status.advice import unfinished_job
 from eventseal.rotation.status.application_status import job_statuses
+from eventseal.storage.database.layout import UPGRADE
 from eventseal.storage.database.table_setup import has_table
 from eventseal.storage.database.transactions import read, reads
-from eventseal.storage.items.columns import sealed_columns
 from eventseal.storage.items.key_counts import count_plain, count_unreadable
 from eventseal.storage.items.key_id_indexes import has_key_id_indexes
 from eventseal.storage.items.registry import entry_of, forget_statement, read_registry
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from eventseal.configuration.assembly import Stores
     from eventseal.configuration.diagnosis.findings import Finding
+    from eventseal.storage import SQLAlchemyDatastore
 
 
 @REGISTRY.check
@@ -53,7 +54,7 @@ def check_registry(stores: Stores) -> Iterator[Finding]:
     found = [
         *(REGISTRY.raised(row.problem) for row in registry.unreadable),
         *_check_listed(stores, mine, unreadable),
-        *_check_there(datastore.engine, mine),
+        *_check_there(datastore.engine, mine, datastore),
         *_check_others(stores),
         *read(
             datastore.engine,
@@ -92,7 +93,7 @@ def _check_listed(
     `retire` and `verify` read registered tables only, and would skip the others.
     """
     application = stores.settings.application
-    listed = filter(None, map(sealed_columns, stores.datastore.tables))
+    listed = stores.datastore.needed_columns()
     theirs = stores.datastore.described_eventsourcing_tables(application=application)
     for wanted in (*(SealedTable.of(columns, application) for columns in listed), *theirs):
         same = [row for row in mine if row.table == wanted.table]
@@ -161,8 +162,11 @@ def _check_collections(stores: Stores, mine: Sequence[SealedTable]) -> Iterator[
 
 
 @reads("looking for registered tables")
-def _check_there(connection: Connection, rows: Sequence[SealedTable]) -> list[Finding]:
+def _check_there(
+    connection: Connection, rows: Sequence[SealedTable], datastore: SQLAlchemyDatastore
+) -> list[Finding]:
     found = []
+    keys = datastore.key_engine
     for (name, database), row in {(row.table, row.database): row for row in rows}.items():
         if database != DEFAULT_DATABASE:
             text = f"table {name} is registered in database {database!r}, which is not configured"
@@ -170,11 +174,11 @@ def _check_there(connection: Connection, rows: Sequence[SealedTable]) -> list[Fi
             found.append(REGISTRY.problem(ConfigurationError, text, remedy))
         elif not has_table(connection, name):
             text = f"table {name} is registered, but does not exist"
-            remedy = f"Restore it. If it was dropped on purpose: {forget_statement(row)}"
+            remedy = f"Restore it. If it was dropped on purpose: {forget_statement(keys, row)}"
             found.append(REGISTRY.problem(MissingTableError, text, remedy))
         elif not has_key_id_indexes(connection, row):
             text = f"table {name} lacks an index on the key ids in its envelopes: counts read the whole table"
-            found.append(REGISTRY.warning(text, "eventseal init"))
+            found.append(REGISTRY.warning(text, UPGRADE))
     return found
 
 

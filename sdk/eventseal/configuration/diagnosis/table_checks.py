@@ -16,12 +16,19 @@ from eventseal.keys.states import KeyState
 from eventseal.rotation.table_checks import differing_items
 from eventseal.storage.database.column_types import HoldsUUID
 from eventseal.storage.database.engines import make_engine
-from eventseal.storage.database.table_setup import ADDED, KEY_ID, column_addition, column_indexes
+from eventseal.storage.database.layout import UPGRADE, Layout, layout_of, own_name, quoted_name, schema_of
+from eventseal.storage.database.table_setup import (
+    ADDED,
+    KEY_ID,
+    column_addition,
+    column_indexes,
+    columns_of,
+    has_table,
+)
 from eventseal.storage.database.transactions import read, reads
 from eventseal.storage.items.fences import CLOSED, fence_states, missing_fence_triggers
 from eventseal.storage.items.table_queries import described
-from eventseal.storage.jobs.tables import job_metadata
-from eventseal.storage.keys.tables import fence_metadata, key_fences, key_metadata
+from eventseal.storage.keys.tables import key_fences
 from eventseal.wording import counted
 
 if TYPE_CHECKING:
@@ -29,7 +36,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import Table
-    from sqlalchemy.engine import Connection, Engine, Inspector
+    from sqlalchemy.engine import Connection, Engine
 
     from eventseal.configuration.assembly import Stores
     from eventseal.configuration.diagnosis.findings import Finding
@@ -53,9 +60,7 @@ def check_tables(datastore: SQLAlchemyDatastore, role: Role | None) -> Iterator[
         datastore: The datastore, which lists the items' tables.
         role: The role that is checked. With ``None``, missing rights are worth a note.
     """
-    others = [*fence_metadata.sorted_tables, *job_metadata.sorted_tables]
-    items = [record.__table__ for record in datastore.tables] + others
-    keys = list(key_metadata.sorted_tables)
+    items, keys = datastore.needed_tables()
     if datastore.key_engine is datastore.engine:
         yield from _check(datastore.engine, "items and keys", items + keys, role)
     else:
@@ -73,38 +78,40 @@ def _check(engine: Engine, what: str, tables: Sequence[Table], role: Role | None
 
 
 def _differences(connection: Connection, tables: Sequence[Table], role: Role | None) -> list[Finding]:
-    inspector = inspect(connection)
     found: list[Finding] = []
+    if layout_of(connection) is Layout.OLDER:
+        text = "an earlier release created the tables: they have names without eventseal_"
+        found.append(TABLES.warning(text, UPGRADE))
     for table in tables:
-        if not inspector.has_table(table.name, schema=table.schema):
+        if not has_table(connection, table.fullname):
             found.append(TABLES.problem(MissingTableError, f"there is no table {table.fullname}", _INIT))
             continue
-        found += _missing_columns(connection, inspector, table)
-        found += _missing_keys(connection, inspector, table)
+        found += _missing_columns(connection, table)
+        found += _missing_keys(connection, table)
         found += _missing_indexes(connection, table)
         if role is None and connection.dialect.name == "postgresql":
             found += _missing_rights(connection, table)
     return found
 
 
-def _missing_columns(connection: Connection, inspector: Inspector, table: Table) -> Iterator[Finding]:
-    there = {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
+def _missing_columns(connection: Connection, table: Table) -> Iterator[Finding]:
+    there = columns_of(connection, table.fullname)
     for column in table.columns:
         if column.name not in there:
             is_added = column.name == KEY_ID or column.info == ADDED
-            remedy = _INIT if is_added else f"{column_addition(connection, table, column)};"
+            remedy = UPGRADE if is_added else f"{column_addition(connection, table, column)};"
             yield TABLES.problem(
                 ConfigurationError, f"table {table.fullname} has no column {column.name}", remedy
             )
 
 
-def _missing_keys(connection: Connection, inspector: Inspector, table: Table) -> Iterator[Finding]:
+def _missing_keys(connection: Connection, table: Table) -> Iterator[Finding]:
     """
     Check the unique keys of a table.
 
     Only they guarantee that one of two writers to the same position fails.
     """
-    unique = _unique_columns(connection, inspector, table)
+    unique = _unique_columns(connection, table)
     wanted = [table.primary_key, *(c for c in table.constraints if isinstance(c, UniqueConstraint))]
     for constraint in wanted:
         names = [column.name for column in constraint.columns]
@@ -121,14 +128,15 @@ def _create_unique_index(connection: Connection, table: Table, names: Sequence[s
     quoted = connection.dialect.identifier_preparer
     name = quoted.quote("_".join([table.name, *names, "key"]))  # SQLite chooses none
     columns = ", ".join(map(quoted.quote, names))
-    return f"CREATE UNIQUE INDEX {name} ON {quoted.format_table(table)} ({columns});"
+    on = quoted_name(connection, table.name, table.schema)
+    return f"CREATE UNIQUE INDEX {name} ON {on} ({columns});"
 
 
-def _unique_columns(connection: Connection, inspector: Inspector, table: Table) -> set[frozenset[str | None]]:
-    name, schema = table.name, table.schema
+def _unique_columns(connection: Connection, table: Table) -> set[frozenset[str | None]]:
+    name, schema = own_name(connection, table.name), schema_of(connection, table.schema)
     found: list[Sequence[str | None]] = [
-        inspector.get_pk_constraint(name, schema=schema)["constrained_columns"],
-        *(index.columns for index in column_indexes(connection, name, schema) if index.unique),
+        inspect(connection).get_pk_constraint(name, schema=schema)["constrained_columns"],
+        *(index.columns for index in column_indexes(connection, name, table.schema) if index.unique),
     ]
     return {frozenset(names) for names in found}
 
@@ -152,7 +160,7 @@ def _create_index(connection: Connection, index: Index) -> str:
 
 
 def _missing_rights(connection: Connection, table: Table) -> Iterator[Finding]:
-    name = connection.dialect.identifier_preparer.format_table(table)
+    name = quoted_name(connection, table.name, table.schema)
     quote = connection.dialect.identifier_preparer.quote
     query = text("SELECT current_user, " + ", ".join(f"has_table_privilege(:t, '{r}')" for r in _RIGHTS))
     role, *granted = connection.execute(query, {"t": name}).one()

@@ -87,6 +87,17 @@ class Ledger:
         """
         return self._lines.last(application) is not None
 
+    def check_place(self) -> None:
+        """
+        Check that the ledger can be created where it is configured. Nothing is written.
+
+        Raises:
+            ConfigurationError: The folder of the file does not exist, or a table of the ledger's name belongs
+                to another program.
+            StoreError: The database rejects the request or fails.
+        """
+        self._lines.check_place()
+
     def create(self, store: SealedStore) -> bool:
         """
         Create an application's ledger with a new key, unless it exists.
@@ -414,19 +425,20 @@ class FileLedger(Ledger):
 
 class DatabaseLedger(Ledger):
     """
-    A ledger in the table ``erasure_ledger`` of a separate database.
+    A ledger in the table ``eventseal_erasure_ledger`` of a separate database.
 
     Each application has its own lines.
 
     Args:
         uri: The SQLAlchemy URL of the database. A secret. Do not use the database of the keys: its restores
             would set the ledger back.
+        schema: The PostgreSQL schema of the table. It must exist.
 
     Raises:
         ConfigurationError: The URL is invalid, or is not of a persistent SQLite or PostgreSQL database.
     """
 
-    def __init__(self, uri: str) -> None:
-        table = LedgerTable(uri)
+    def __init__(self, uri: str, *, schema: str | None = None) -> None:
+        table = LedgerTable(uri, schema=schema)
         super().__init__(table)
-        self.settings = table.settings
+        self.settings, self.engine = table.settings, table.engine

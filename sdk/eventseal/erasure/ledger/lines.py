@@ -27,7 +27,8 @@ from eventseal.errors import (
 )
 from eventseal.storage.database.column_types import Count, ExactBytes, StoredText
 from eventseal.storage.database.engines import SQLAlchemySettings, make_engine, redacted
-from eventseal.storage.database.table_setup import create_tables, own_table
+from eventseal.storage.database.layout import quoted_name
+from eventseal.storage.database.table_setup import compare_tables, create_tables, own_table
 from eventseal.storage.database.transactions import read, write
 
 if TYPE_CHECKING:
@@ -66,6 +67,13 @@ class LedgerFile:
     def name(self) -> str:
         """The name of the ledger in messages."""
         return f"ledger {self.path}"
+
+    def check_place(self) -> None:
+        """Check that the folder of the file exists."""
+        if not self.path.parent.is_dir():
+            raise ConfigurationError(
+                f"the folder of {self.name} does not exist. Nothing was changed", remedy=_CORRECT_PATH
+            )
 
     def last(self, application: str) -> bytes | None:  # noqa: ARG002 - a file is of one application
         """Return the last whole line, or ``None`` without a line or file."""
@@ -287,7 +295,7 @@ _PAGE = 1000
 
 ledger_metadata = MetaData()
 erasure_ledger = own_table(
-    "erasure_ledger",
+    "eventseal_erasure_ledger",
     ledger_metadata,
     Column("application", StoredText(), primary_key=True),
     Column("number", Count(), primary_key=True, autoincrement=False),
@@ -298,30 +306,36 @@ _COLUMNS = erasure_ledger.c
 
 class LedgerTable:
     """
-    The table ``erasure_ledger``, in which each application has its own lines.
+    The table ``eventseal_erasure_ledger``, in which each application has its own lines.
 
     Args:
         uri: The SQLAlchemy URL of a database that is not restored together with the keys. A secret.
+        schema: The PostgreSQL schema of the table.
 
     Raises:
         ConfigurationError: The URL is invalid, or is not of a persistent SQLite or PostgreSQL database.
     """
 
-    def __init__(self, uri: str) -> None:
-        self.settings = SQLAlchemySettings(uri)
+    def __init__(self, uri: str, *, schema: str | None = None) -> None:
+        # An erasure needs only two writes: a pool would only keep connections across forks and idle hours. A
+        # connection repeats no statement, so preparing one would only fail behind a pooler.
+        self.settings = SQLAlchemySettings(uri, schema=schema, pooler="transaction", poolclass=NullPool)
         if self.settings.in_memory:
             raise ConfigurationError(
                 "a ledger in memory is lost with its process",
                 remedy="Set `ledger` to a file, or to a database in a file or on a server.",
             )
-        # An erasure needs only two writes: a pool would only keep connections across forks and idle hours. A
-        # connection repeats no statement, so preparing one would only fail behind a pooler.
-        self._engine = make_engine(SQLAlchemySettings(uri, pooler="transaction", poolclass=NullPool))
+        self.engine = make_engine(self.settings)
 
     @property
     def name(self) -> str:
         """The name of the ledger in messages."""
         return f"ledger {redacted(self.settings.url)}"
+
+    def check_place(self) -> None:
+        """Check that the table exists as needed, or can be created."""
+        if self.settings.is_there:
+            compare_tables(self.engine, [erasure_ledger])
 
     def last(self, application: str) -> bytes | None:
         """Return the last line, or ``None`` without a line or table."""
@@ -367,7 +381,8 @@ class LedgerTable:
                 # Keys are destroyed because of a returned line, so no crash of the server may lose it
                 # (docs/decisions/0013).
                 connection.execute(text("SET LOCAL synchronous_commit = on"))
-                connection.execute(text("LOCK TABLE erasure_ledger IN SHARE ROW EXCLUSIVE MODE"))
+                named = quoted_name(connection, erasure_ledger.name)
+                connection.execute(text(f"LOCK TABLE {named} IN SHARE ROW EXCLUSIVE MODE"))
             for stored_as, stored in made:  # on a retry: an earlier COMMIT may have succeeded unanswered
                 if _line(connection, application, stored_as) == stored:
                     return stored
@@ -379,14 +394,13 @@ class LedgerTable:
                 connection.execute(insert(erasure_ledger).values(row))
             return line
 
-        return write(self._engine, work, doing=f"writing {self.name}")
+        return write(self.engine, work, doing=f"writing {self.name}")
 
     def _read(self, work: Callable[[Connection], T]) -> T | None:
-        file = self.settings.file
-        if file is not None and not file.exists():  # connecting would create an empty file
+        if not self.settings.is_there:  # connecting would create an empty file
             return None
         try:
-            return read(self._engine, work, doing=f"reading {self.name}")
+            return read(self.engine, work, doing=f"reading {self.name}")
         except MissingTableError:
             return None
 

@@ -135,7 +135,7 @@ class Upgrade:
             raise StoreUnavailableError(
                 f"the key tables of application {mark.application!r} changed during their upgrade. "
                 "Nothing was upgraded",
-                remedy="Stop the processes of the earlier release, then run `eventseal init` again.",
+                remedy="Stop the processes of the earlier release, then run `eventseal upgrade` again.",
             )
         root = self._rows.nodes.get(ROOT, b"")
         return self._seals.next_mark(mark, root), self._rows.nodes
@@ -153,7 +153,7 @@ def refuse_edited_rows(rows: OldRows) -> None:
             raise IntegrityError(
                 f"the row of key {key_id}, which is {how}, was edited: it does not match its MAC, so "
                 "the key's scope is unknown. Nothing was upgraded",
-                remedy="Restore this row from a backup, then run `eventseal init` again.",
+                remedy="Restore this row from a backup, then run `eventseal upgrade` again.",
                 key_id=key_id,
             )
 

@@ -389,5 +389,5 @@ def old_key_tables(application: str) -> StoreReadOnlyError:
     return StoreReadOnlyError(
         f"the key tables of application {application!r} are of an earlier release: keys can be used, but not "
         "created, rotated, marked or destroyed",
-        remedy="Stop all processes of the earlier release. Then run `eventseal init` to upgrade the tables.",
+        remedy="Stop all processes of the earlier release. Then run `eventseal upgrade`.",
     )

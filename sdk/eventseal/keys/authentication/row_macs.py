@@ -43,7 +43,7 @@ _INFOS = (
 )
 
 _RESTORE_ROW = restore_remedy("this row")
-RESTORE_MARK = restore_remedy("the row of key_changes")
+RESTORE_MARK = restore_remedy("the row of eventseal_key_changes")
 RESTORE_STORE_KEY = restore_remedy("the rows of the store key")
 
 SHREDS = (KeyPurpose.STORE, "shreds")
@@ -203,12 +203,12 @@ class Seals:
         return name
 
     def epoch_seal(self, *parts: bytes) -> bytes:
-        """Return the MAC of the application's row in ``epochs``. It is 32 bytes of HMAC over *parts*."""
+        """Return the MAC of the row in ``eventseal_epochs``. It is 32 bytes of HMAC over *parts*."""
         sealed = length_prefixed(self._application.encode(), *parts)
         return hmac.digest(self._epoch_key, sealed, sha512)[:SEAL_SIZE]
 
     def fits_epoch(self, seal: bytes, *parts: bytes) -> bool:
-        """Return whether *seal* is the MAC of an ``epochs`` row. The comparison takes constant time."""
+        """Return whether *seal* is the MAC of an epoch's row. The comparison takes constant time."""
         return hmac.compare_digest(self.epoch_seal(*parts), seal)
 
     def scope_digest(self, scope: str) -> str:

@@ -198,7 +198,7 @@ class KeyWrappings:
                 "unwrapped any more: it has no wrapping, or its application has no change mark. "
                 "Rows were edited or deleted",
                 remedy="Find out who changed the key tables. Restore this key's row, and its rows of "
-                "key_wrappings, from a backup. Until then, keep every KMS key and branch key.",
+                "eventseal_key_wrappings, from a backup. Until then, keep every KMS key and branch key.",
                 key_id=record.key_id,
             )
             for record in self._store.unchecked.orphans(limit=MAX_FAILURES)

@@ -157,7 +157,8 @@ class RowChecks:
 def _flooded(record: KeyRecord) -> IntegrityError:
     count = len(record.wrappings) + record.more_wrappings
     return IntegrityError(
-        f"key {record.key_id} has {counted(count, 'wrapping')}: somebody added rows to key_wrappings",
+        f"key {record.key_id} has {counted(count, 'wrapping')}: somebody added rows to "
+        "eventseal_key_wrappings",
         remedy=restore_remedy(),
         key_id=record.key_id,
     )

@@ -165,7 +165,7 @@ def _changed(record: KeyRecord, giver: str) -> IntegrityError:
     return IntegrityError(
         f"the wrapping of key {record.key_id} under {giver} does not authenticate: "
         "it was changed, or it wraps another key",
-        remedy=restore_remedy("the row of this key in key_wrappings"),
+        remedy=restore_remedy("the row of this key in eventseal_key_wrappings"),
         key_id=record.key_id,
     )
 

@@ -304,7 +304,7 @@ class Unwrapper:
         if not record.wrappings:
             return IntegrityError(
                 f"key {record.key_id} is {record.state} but has no wrapping, because somebody deleted it",
-                remedy=restore_remedy("this key's rows of key_wrappings"),
+                remedy=restore_remedy("this key's rows of eventseal_key_wrappings"),
                 key_id=record.key_id,
             )
         if branch_wrapping(record) is not None:
@@ -390,7 +390,7 @@ def _given_up(record: KeyRecord, answer: Answer) -> Answer:
     error = IntegrityError(
         f"key {record.key_id}: {MOST_TRIED} of its wrappings under {uri} do not open, starting with the "
         f"newest. {left:,} more were not tried",
-        remedy=restore_remedy("this key's rows of key_wrappings"),
+        remedy=restore_remedy("this key's rows of eventseal_key_wrappings"),
         key_id=record.key_id,
     )
     return answer._replace(outcome=error)

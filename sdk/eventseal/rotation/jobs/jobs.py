@@ -427,7 +427,7 @@ def _listed_failure(said: Any, job: Job) -> Failure:
         return Failure.from_record(said)
     except (AttributeError, TypeError, ValueError, LookupError):
         error = IntegrityError(
-            f"an entry of reencryption_failures for job {job.job_id} was edited and cannot be read",
+            f"an entry of eventseal_reencryption_failures for job {job.job_id} was edited and cannot be read",
             remedy=f"To list the failures again, run `eventseal {verb_of(job.options)}` again.",
         )
         return Failure.of(reencryption_failures.name, {"job_id": str(job.job_id)}, None, error)

@@ -152,7 +152,7 @@ def with_upgrade_first(status: Status) -> Status:
         status: The status of an application whose key tables are of an earlier release.
     """
     upgrade = Advice(
-        command="eventseal init",
+        command="eventseal upgrade",
         reason="the key tables are of an earlier release. Until you upgrade them, nothing can change keys or "
         "re-encrypt items. First stop all processes of that release",
     )

@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import QueuePool
 
 from eventseal.errors import ConfigurationError
+from eventseal.storage.database.layout import follow_layout
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -65,18 +66,32 @@ class SQLAlchemySettings:
     Args:
         uri: The URI in SQLAlchemy's form: ``sqlite:///file``, ``postgresql://user:password@host/database``
             (through psycopg). It is a secret. Neither the repr nor messages show it.
+        schema: The PostgreSQL schema of all tables that name none themselves. It must exist.
         pooler: ``"transaction"`` if you connect through a pooler, such as PgBouncer, that gives each
             transaction any of its connections. Then no statement is prepared.
         engine_options: Further arguments for SQLAlchemy's ``create_engine``.
 
     Raises:
         ConfigurationError: The URI cannot be read, names another database than SQLite or PostgreSQL or a
-            driver that EventSeal cannot use, or an option would disable transactions.
+            driver that EventSeal cannot use, or an option would disable transactions. Or a schema is given
+            for SQLite.
     """
 
-    def __init__(self, uri: str = IN_MEMORY, *, pooler: Pooler | None = None, **engine_options: Any) -> None:
+    def __init__(
+        self,
+        uri: str = IN_MEMORY,
+        *,
+        schema: str | None = None,
+        pooler: Pooler | None = None,
+        **engine_options: Any,
+    ) -> None:
         self.url = _parsed(uri)
+        self.schema = schema
         self.pooler = pooler
+        if schema is not None and self.url.get_backend_name() != "postgresql":
+            raise ConfigurationError(
+                "a schema can be chosen only on PostgreSQL", remedy="Remove the setting `database_schema`."
+            )
         self.engine_options = engine_options
         if engine_options.get("isolation_level") == "AUTOCOMMIT":
             raise ConfigurationError(
@@ -99,6 +114,11 @@ class SQLAlchemySettings:
         if self.url.get_backend_name() != "sqlite" or self.in_memory or "uri" in self.url.query:
             return None
         return Path(str(self.url.database))
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the database exists, as far as files show. If not, a connection would create the file."""
+        return self.file is None or self.file.exists()
 
     def __repr__(self) -> str:
         return f"<SQLAlchemySettings {redacted(self.url)}>"
@@ -165,6 +185,9 @@ def make_engine(
         raise ImportError(
             "PostgreSQL needs psycopg: pip install 'eventseal[postgres]'", name=error.name
         ) from error
+    if settings.schema is not None:
+        engine.update_execution_options(schema_translate_map={None: settings.schema})
+    follow_layout(engine, schema=settings.schema)
     if sqlite:
         event.listen(engine, "connect", _read_any_text)
     if reads_only:

@@ -27,6 +27,7 @@ from eventseal.errors import (
     StoreUnavailableError,
 )
 from eventseal.storage.database.engines import is_in_memory
+from eventseal.storage.database.layout import OLDER_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,7 +120,7 @@ _STATEMENT_MODE = "transaction blocks not allowed in statement pooling mode"
 _UNSUPPORTED_OPTION = "unsupported startup parameter"
 
 _ADD_COLUMN = (
-    "Run `eventseal init`. It adds a missing key_id column, and the columns that this release added to "
+    "Run `eventseal upgrade`. It adds a missing key_id column, and the columns that this release added to "
     "EventSeal's own tables. If any other column is missing, add it to the table."
 )
 
@@ -176,9 +177,23 @@ def is_transient(error: BaseException) -> bool:
     """
     Return whether the transaction may succeed if it is run again.
 
-    It may succeed if it conflicted with another transaction, or lost its connection.
+    It may succeed if it conflicted with another transaction, or lost its connection. It also may if
+    ``eventseal upgrade`` has just renamed a table.
     """
-    return isinstance(error, DBAPIError) and (error.connection_invalidated or sqlstate(error) in _RETRY)
+    return isinstance(error, DBAPIError) and (
+        error.connection_invalidated
+        or sqlstate(error) in _RETRY
+        or (missing_table(error) or "").rpartition(".")[2] in OLDER_NAMES
+    )
+
+
+def missing_table(error: DBAPIError) -> str | None:
+    """Return the name of the table that a statement did not find."""
+    if isinstance(error.orig, sqlite3.Error):
+        found = _SQLITE_MISSING_TABLE.search(str(error.orig))
+    else:
+        found = _QUOTED.search(_primary_message(error)) if sqlstate(error) == _UNDEFINED_TABLE else None
+    return found[1] if found else None
 
 
 def is_outcome_known(error: BaseException) -> bool:
@@ -237,8 +252,7 @@ def _server_error(error: DBAPIError, doing: str) -> EventSealError:
         hides_rows = getattr(diagnosis, "source_function", None) == _HIDES_ROWS
         return StoreForbiddenError(said, remedy=_SHOW_EVERY_ROW if hides_rows else None)
     if state == _UNDEFINED_TABLE:
-        found = _QUOTED.search(text)
-        return MissingTableError(said, table=found[1] if found else None)
+        return MissingTableError(said, table=missing_table(error))
     return StoreError(f"{said} (SQLSTATE {state})")
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import Label, dialects, type_coerce
 from sqlalchemy.types import NullType, TypeDecorator
 
 from eventseal.errors import IntegrityError
+from eventseal.storage.database.layout import quoted_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -89,9 +90,9 @@ def as_sql(database: Engine | Connection, value: UUID | str) -> str:
     return f"'{value}'" if database.dialect.name == "postgresql" else f"X'{value.hex}'"
 
 
-def deletion(table: Table, where: str) -> str:
+def deletion(database: Engine | Connection, table: Table, where: str) -> str:
     """Return the statement with which a person deletes rows."""
-    return f"DELETE FROM {table.name} WHERE {where};"  # noqa: S608 - only a person runs it
+    return f"DELETE FROM {quoted_name(database, table.name)} WHERE {where};"  # noqa: S608 - for a person
 
 
 def _as_far_as_readable(column: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -6,9 +6,25 @@ import sqlite3
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import CheckConstraint, Table, inspect, text
+from sqlalchemy import (
+    BINARY,
+    JSON,
+    NUMERIC,
+    VARBINARY,
+    CheckConstraint,
+    DateTime,
+    Integer,
+    LargeBinary,
+    Numeric,
+    String,
+    Table,
+    Uuid,
+    inspect,
+    text,
+)
 from sqlalchemy.engine.reflection import ObjectKind
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from eventseal.errors import ConfigurationError
 from eventseal.storage.database.column_types import (
@@ -20,6 +36,14 @@ from eventseal.storage.database.column_types import (
     Rate,
     Seconds,
 )
+from eventseal.storage.database.layout import (
+    UPGRADE,
+    Layout,
+    layout_of,
+    own_name,
+    quoted_name,
+    schema_of,
+)
 from eventseal.storage.database.transactions import reads, writes
 
 if TYPE_CHECKING:
@@ -28,7 +52,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, MetaData
     from sqlalchemy.engine import Connection
     from sqlalchemy.schema import SchemaItem
-    from sqlalchemy.types import TypeEngine
 
 
 _SQLITE_INDEXES = text(
@@ -41,6 +64,19 @@ _STRICT = sqlite3.sqlite_version_info >= (3, 37)
 _SETUP_LOCK = 0x6576_7365_616C  # any number, the same for all processes that set tables up
 
 KEY_ID = "key_id"
+_ANOTHER_PROGRAM = (
+    "If the table belongs to another program, rename it, or keep EventSeal's tables in another database or "
+    "schema (the setting `database_schema`)."
+)
+_KINDS: dict[type[TypeEngine[Any]], tuple[type[TypeEngine[Any]], ...]] = {
+    Uuid: (Uuid,),
+    LargeBinary: (LargeBinary, BINARY, VARBINARY),
+    Numeric: (Integer, Numeric),
+    String: (String, JSON),
+    DateTime: (DateTime,),
+}
+"""Kinds of column types, with the types that count as each."""
+
 ADDED: dict[Any, Any] = {"eventseal": "added"}
 """Marks a column, as its ``info``, that tables of earlier releases lack. It may be NULL, and is added."""
 
@@ -92,13 +128,23 @@ def has_table(connection: Connection, name: str) -> bool:
     If it is not in the default schema, the name is its schema, a dot and its own name.
     """
     schema, _, table = name.rpartition(".")
-    return inspect(connection).has_table(table, schema=schema or None)
+    found = schema_of(connection, schema or None)
+    return inspect(connection).has_table(own_name(connection, table), schema=found)
 
 
 @reads("looking for tables")
 def table_names(connection: Connection) -> list[str]:
-    """Return the names of the tables in the default schema."""
-    return inspect(connection).get_table_names()
+    """Return the names of the tables in the default or chosen schema."""
+    return inspect(connection).get_table_names(schema=schema_of(connection, None))
+
+
+def columns_of(connection: Connection, name: str) -> dict[str, TypeEngine[Any]]:
+    """Return the types of a table's columns. The name is as for :func:`has_table`."""
+    schema, _, table = name.rpartition(".")
+    columns = inspect(connection).get_columns(
+        own_name(connection, table), schema=schema_of(connection, schema or None)
+    )
+    return {column["name"]: column["type"] for column in columns}
 
 
 class ColumnIndex(NamedTuple):
@@ -116,6 +162,7 @@ def column_indexes(connection: Connection, table: str, schema: str | None = None
     On SQLite this does not ask SQLAlchemy, which would warn about the other indexes. Without a schema, the
     table is in the default schema.
     """
+    table = own_name(connection, table)
     if connection.dialect.name == "sqlite":
         parts: dict[tuple[str, bool], list[str | None]] = {}
         for name, unique, column in connection.execute(_SQLITE_INDEXES, {"table": table}):
@@ -124,7 +171,7 @@ def column_indexes(connection: Connection, table: str, schema: str | None = None
     else:
         found = [
             (str(index["name"]), index["column_names"], bool(index["unique"]))
-            for index in inspect(connection).get_indexes(table, schema=schema)
+            for index in inspect(connection).get_indexes(table, schema=schema_of(connection, schema))
             if "postgresql_where" not in index.get("dialect_options", {})
         ]
     return [
@@ -134,12 +181,77 @@ def column_indexes(connection: Connection, table: str, schema: str | None = None
     ]
 
 
+class Comparison(NamedTuple):
+    """
+    How needed tables differ from those that exist.
+
+    Attributes:
+        missing: The tables that do not exist, in the given order.
+        additions: The columns that tables of earlier releases lack.
+    """
+
+    missing: list[Table]
+    additions: list[Column[Any]]
+
+    def refuse_additions(self) -> None:
+        """
+        Refuse tables of an earlier release that lack columns.
+
+        Raises:
+            ConfigurationError: A table lacks a column.
+        """
+        for column in self.additions:
+            raise ConfigurationError(
+                f"the table {column.table} exists, but has no column {column.name}. Nothing was changed",
+                remedy=f"Run `{UPGRADE}`, which adds the column.",
+            )
+
+
+@reads("comparing tables")
+def compare_tables(connection: Connection, tables: Iterable[Table]) -> Comparison:
+    """
+    Compare needed tables with those that exist.
+
+    Args:
+        connection: A connection to the tables' database.
+        tables: The needed tables.
+
+    Raises:
+        ConfigurationError: The chosen schema does not exist, or a table belongs to another program. Such a
+            table lacks a column of every release, or one of its columns has a type of another kind.
+    """
+    inspector = inspect(connection)
+    chosen = schema_of(connection, None)
+    if chosen is not None and not inspector.has_schema(chosen):
+        quoted = connection.dialect.identifier_preparer.quote(chosen)
+        raise ConfigurationError(
+            f"the database has no schema {chosen}. Nothing was changed",
+            remedy=f"Create it: CREATE SCHEMA {quoted}",
+        )
+    there: dict[Any, Any] = {}
+    for schema, named in groupby(tables := list(tables), key=lambda table: table.schema):
+        names = [own_name(connection, table.name) for table in named]
+        found = schema_of(connection, schema)
+        there |= inspector.get_multi_columns(found, filter_names=names, kind=ObjectKind.ANY)
+    compared = Comparison([], [])
+    for table in tables:
+        place = schema_of(connection, table.schema), own_name(connection, table.name)
+        if place not in there:
+            compared.missing.append(table)
+            continue
+        types = {column["name"]: column["type"] for column in there[place]}
+        for column in table.columns:
+            if column.name not in types:
+                compared.additions.append(_addition(connection, table, column))
+            elif not _fits(connection, column.type, types[column.name]):
+                raise _of_another_kind(table, column, types[column.name])
+    return compared
+
+
 @writes("creating tables")
 def create_tables(connection: Connection, tables: Iterable[Table]) -> set[str]:
     """
     Create the missing tables with their indexes, and compare existing ones.
-
-    Columns that an earlier release did not have are added.
 
     Args:
         connection: A connection in a transaction. On SQLite, it holds the write lock.
@@ -149,28 +261,15 @@ def create_tables(connection: Connection, tables: Iterable[Table]) -> set[str]:
         The full names of the created tables.
 
     Raises:
-        ConfigurationError: A table exists without a required column. Then nothing is created.
+        ConfigurationError: A table is another program's, or an earlier release created it. Then nothing is
+            created.
     """
     one_setup_at_a_time(connection)
-    inspector = inspect(connection)
-    there: dict[Any, Any] = {}
-    for schema, named in groupby(tables := list(tables), key=lambda table: table.schema):
-        names = [table.name for table in named]
-        there |= inspector.get_multi_columns(schema, filter_names=names, kind=ObjectKind.ANY)
-    missing = []
-    added: list[str] = []
-    for table in tables:
-        if (table.schema, table.name) not in there:
-            missing.append(table)
-            continue
-        found = {column["name"] for column in there[table.schema, table.name]}
-        for column in table.columns:
-            if column.name not in found and column.info == ADDED:
-                added.append(column_addition(connection, table, column))
-            elif column.name not in found:
-                raise _missing_column(connection, table, column)
-    for statement in added:
-        connection.execute(text(statement))
+    compared = compare_tables(connection, tables)
+    compared.refuse_additions()
+    missing = compared.missing
+    if missing and layout_of(connection) is Layout.OLDER:
+        raise older_store()
     for table in missing:
         connection.execute(CreateTable(table))
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
@@ -178,36 +277,60 @@ def create_tables(connection: Connection, tables: Iterable[Table]) -> set[str]:
     return {table.fullname for table in missing}
 
 
-@writes("adding key_id to {table}")
-def add_key_id(connection: Connection, table: Table) -> bool:
-    """
-    Add the column ``key_id`` to a table that lacks it.
+def older_store() -> ConfigurationError:
+    """Return the error for a store whose tables have older names."""
+    return ConfigurationError(
+        "an earlier release created the tables of this store. Nothing was changed",
+        remedy=f"Run `{UPGRADE}`, which renames them. Earlier releases cannot use the store after that.",
+    )
 
-    The indexes that its class declares on the column are created too.
+
+@reads("looking at the names of the tables")
+def layout_of_database(connection: Connection) -> Layout:
+    """Return which names the tables of a database have."""
+    return layout_of(connection)
+
+
+@reads("looking for the table {table}")
+def is_ours(connection: Connection, table: Table) -> bool:
+    """Return whether a table exists, and is not another program's."""
+    try:
+        return not compare_tables(connection, [table]).missing
+    except ConfigurationError:
+        return False
+
+
+@writes("adding columns")
+def add_columns(connection: Connection, tables: Iterable[Table]) -> list[str]:
+    """
+    Add the columns that tables of earlier releases lack.
+
+    The indexes that a class declares on such a column are created too.
 
     Args:
         connection: A connection in a transaction. On SQLite, it holds the write lock.
-        table: The table, declared with the column.
+        tables: The tables. A table that does not exist is not created.
 
     Returns:
-        Whether anything was added. If the table does not exist, nothing is.
+        The names of the changed tables.
+
+    Raises:
+        ConfigurationError: A table is another program's. Then nothing is changed.
     """
     one_setup_at_a_time(connection)
-    if not has_table(connection, table.fullname):
-        return False
-    column = table.c[KEY_ID]
-    added = False
-    inspector = inspect(connection)
-    if column.name not in {found["name"] for found in inspector.get_columns(table.name, schema=table.schema)}:
-        connection.execute(text(column_addition(connection, table, column)))
-        added = True
-    indexed = {found.columns for found in column_indexes(connection, table.name, table.schema)}
-    for index in table.indexes:
-        names = tuple(part.name for part in index.columns)
-        if column.name in names and names not in indexed:
-            connection.execute(CreateIndex(index))
-            added = True
-    return added
+    compared = compare_tables(connection, tables)
+    for column in compared.additions:
+        connection.execute(text(column_addition(connection, column.table, column)))
+    changed = {column.table.fullname for column in compared.additions}
+    there = [table for table in tables if table not in compared.missing]
+    for table in there:
+        indexed = {found.columns for found in column_indexes(connection, table.name, table.schema)}
+        for index in table.indexes:
+            names = tuple(part.name for part in index.columns)
+            if KEY_ID in names and names not in indexed:
+                connection.execute(CreateIndex(index))
+                changed.add(table.fullname)
+    return sorted(changed)
 
 
 @writes("dropping tables")
@@ -228,18 +351,43 @@ def one_setup_at_a_time(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SETUP_LOCK})
 
 
-def _missing_column(connection: Connection, table: Table, column: Column[Any]) -> ConfigurationError:
-    add = column_addition(connection, table, column)
-    return ConfigurationError(
-        f"the table {table} exists, but has no column {column.name}",
-        remedy=f"Run `eventseal init`, which adds the column, or add it yourself: {add}"
-        if column.name == KEY_ID
-        else f"If another program's table has this name, rename one of them. Otherwise add the column: {add}",
+def _addition(connection: Connection, table: Table, column: Column[Any]) -> Column[Any]:
+    """Return a missing column if it can be added."""
+    if column.name == KEY_ID or column.info == ADDED:
+        return column
+    raise ConfigurationError(
+        f"the table {table} exists, but has no column {column.name}. Nothing was changed",
+        remedy=f"{_ANOTHER_PROGRAM} If the table is EventSeal's, add the column: "
+        f"{column_addition(connection, table, column)}",
     )
+
+
+def _of_another_kind(table: Table, column: Column[Any], found: TypeEngine[Any]) -> ConfigurationError:
+    return ConfigurationError(
+        f"the table {table} exists, but its column {column.name} is {found!r}. Nothing was changed",
+        remedy=_ANOTHER_PROGRAM,
+    )
+
+
+def _fits(connection: Connection, wanted: TypeEngine[Any], found: TypeEngine[Any]) -> bool:
+    """Return whether a column's type is of the kind that is needed. Unknown kinds fit."""
+    while isinstance(wanted, TypeDecorator):
+        wanted = wanted.load_dialect_impl(connection.dialect)
+    kinds = _kind(connection, wanted), _kind(connection, found)
+    return None in kinds or kinds[0] == kinds[1]
+
+
+def _kind(connection: Connection, of: TypeEngine[Any]) -> type[TypeEngine[Any]] | None:
+    if connection.dialect.name == "sqlite":
+        if type(of) is NUMERIC:  # SQLAlchemy's answer for every name that it does not know
+            return None
+        if isinstance(of, Uuid):
+            return String
+    return next((kind for kind, types in _KINDS.items() if isinstance(of, types)), None)
 
 
 def column_addition(connection: Connection, table: Table, column: Column[Any]) -> str:
     """Return the statement that adds a column which a table lacks."""
-    name = connection.dialect.identifier_preparer.format_table(table)
+    name = quoted_name(connection, table.name, table.schema)
     compiler = connection.dialect.ddl_compiler(connection.dialect, None)  # type: ignore[arg-type]
     return f"ALTER TABLE {name} ADD COLUMN {compiler.get_column_specification(column)}"

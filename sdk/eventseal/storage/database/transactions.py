@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from eventseal.storage.database.engines import redacted
 from eventseal.storage.database.faults import is_locked, is_transient, translated
 
 P = ParamSpec("P")
@@ -170,6 +171,19 @@ def _runs(doing: str, run: Callable[..., T]) -> Callable[[Step[P, T]], StepOrTra
         return run_step
 
     return decorate
+
+
+def check_connection(engine: Engine) -> None:
+    """
+    Check that a database answers.
+
+    If a SQLite file is missing, it is created. Its folder is not.
+
+    Raises:
+        StoreUnavailableError: The database does not answer.
+    """
+    with translated(f"connecting to {redacted(engine.url)}"), engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
 
 
 def pause(attempt: int) -> None:

@@ -26,6 +26,7 @@ from eventseal.errors import (
     UnknownFormatError,
 )
 from eventseal.storage.database.faults import is_outcome_known, is_transient, sqlstate, translated
+from eventseal.storage.database.layout import quoted_name
 from eventseal.storage.database.rows import insert_unless_there
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.database.transactions import ATTEMPTS, begin_writing, pause, write
@@ -248,7 +249,7 @@ def violates_item_key(error: IntegrityError, engine: Engine, columns: ItemColumn
     diagnosis = getattr(error.orig, "diag", None)
     if sqlstate(error) != _UNIQUE_VIOLATION or diagnosis is None:
         return False
-    table = engine.dialect.identifier_preparer.format_table(columns.table)
+    table = quoted_name(engine, columns.table.name, columns.table.schema)
     with engine.connect() as connection:
         rows = connection.execute(_COLUMNS_OF_INDEX, {"name": diagnosis.constraint_name, "table": table})
         return set(rows.scalars()) == wanted

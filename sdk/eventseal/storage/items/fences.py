@@ -15,6 +15,7 @@ from sqlalchemy import bindparam, select, text
 from eventseal.errors import IntegrityError
 from eventseal.keys.states import KeyState
 from eventseal.storage.database.column_types import BinaryUUID
+from eventseal.storage.database.layout import own_name, quoted_name, schema_of
 from eventseal.storage.database.rows import (
     UNREADABLE,
     as_sql,
@@ -116,12 +117,13 @@ def fence_states(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID
 def unreadable_fences(connection: Connection, key_ids: Collection[UUID]) -> dict[UUID, IntegrityError]:
     """Return, by key, an error for each fence that was edited. An edited fence is neither open nor closed."""
     edited = [key_id for key_id, state in fence_states(connection, key_ids).items() if state == UNREADABLE]
+    named = own_name(connection, key_fences.name)
     return {
         key_id: IntegrityError(
-            f"the fence of key {key_id} in {key_fences.name} was edited: its state cannot be read",
-            remedy=f"Find out who changed {key_fences.name}. If `eventseal keys` shows the key as active "
+            f"the fence of key {key_id} in {named} was edited: its state cannot be read",
+            remedy=f"Find out who changed {named}. If `eventseal keys` shows the key as active "
             "or deactivated, delete the fence, and the next append creates another: "
-            f"{deletion(key_fences, f'key_id = {as_sql(connection, key_id)}')}",
+            f"{deletion(connection, key_fences, f'key_id = {as_sql(connection, key_id)}')}",
             key_id=key_id,
         )
         for key_id in edited
@@ -194,7 +196,9 @@ def _missing(connection: Connection, shared: Select[Any], key_ids: Collection[UU
 FENCE_CONSTRAINT = "eventseal_key_fence"
 """The constraint that PostgreSQL reports as violated if a fence is closed."""
 
-_PREFIX = "eventseal_fence"
+FENCE_PREFIX = "eventseal_fence"
+"""How the names of the triggers and their functions begin."""
+
 _LONGEST_NAME = 63
 _REFUSED = re.compile(r"eventseal: (?:the key|key [0-9a-f-]{36}) is closed:")
 
@@ -312,14 +316,16 @@ def install_fence_triggers(connection: Connection, table: SealedTable) -> None:
 def _missing_on_postgresql(
     connection: Connection, table: SealedTable, quote: Callable[[str], str]
 ) -> list[str]:
-    data, quoted = quote(table.columns["data"].name), table.quoted(connection.dialect)
-    fences_in = connection.execute(_FENCES_ARE_IN, {"fences": key_fences.name}).scalar()
+    data, quoted = quote(table.columns["data"].name), quoted_name(connection, table.name, table.schema)
+    named, schema = own_name(connection, key_fences.name), schema_of(connection, table.schema)
+    fences = quoted_name(connection, key_fences.name)
+    fences_in = connection.execute(_FENCES_ARE_IN, {"fences": fences}).scalar()
     words = {
         "table": quoted,
         "data": data,
         "key_id": key_id_in_header(connection.dialect, data),
         "new_key_id": key_id_in_header(connection.dialect, f"NEW.{data}"),
-        "fences": f"{quote(fences_in)}.{key_fences.name}" if fences_in else key_fences.name,
+        "fences": f"{quote(fences_in)}.{named}" if fences_in else fences,
         "constraint": FENCE_CONSTRAINT,
         "holds_fences": HOLDS_FENCES,
         "open": OPEN,
@@ -331,9 +337,9 @@ def _missing_on_postgresql(
         ("insert", _AFTER_INSERT, _INSERT_TRIGGER),
         ("update", _BEFORE_UPDATE, _UPDATE_TRIGGER),
     ):
-        name = fitting_name(_PREFIX, event, table.name)
+        name = fitting_name(FENCE_PREFIX, event, table.name)
         # A trigger and its function have the same name.
-        trigger, function = quote(name), ".".join(map(quote, filter(None, (table.schema, name))))
+        trigger, function = quote(name), ".".join(map(quote, filter(None, (schema, name))))
         body = template.format(take_fence=take_fence, **words)
         if there.get(name) != body:
             missing.append(_FUNCTION.format(function=function, body=body))
@@ -348,12 +354,12 @@ def _missing_on_sqlite(connection: Connection, table: SealedTable, quote: Callab
     there = {row[0]: row[1] for row in connection.execute(_FOUND_ON_SQLITE, {"table": table.name})}
     missing: list[str] = []
     for event, words in (("insert", "INSERT"), ("update", f"UPDATE OF {data}")):
-        name = fitting_name(_PREFIX, event, table.name)
+        name = fitting_name(FENCE_PREFIX, event, table.name)
         making = _ON_SQLITE.format(
             trigger=quote(name),
             event=words,
-            table=table.quoted(connection.dialect),
-            fences=key_fences.name,
+            table=quoted_name(connection, table.name, table.schema),
+            fences=own_name(connection, key_fences.name),
             new_key_id=key_id_in_header(connection.dialect, f"NEW.{data}"),
             closed=CLOSED,
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from eventseal.storage.database.faults import translated
+from eventseal.storage.database.layout import quoted_name
 from eventseal.storage.database.table_setup import KEY_ID, column_indexes, has_table
 from eventseal.storage.database.transactions import reads, writes
 from eventseal.storage.items.fences import fitting_name
@@ -43,7 +44,7 @@ def has_key_id_indexes(connection: Connection, table: SealedTable) -> bool:
     The indexes must be on this release's expressions, and complete.
     """
     there = _there(connection, table)
-    return all(there.get(name) for name in _definitions(connection.dialect, table))
+    return all(there.get(name) for name in _definitions(connection, table))
 
 
 @reads("looking at the indexes of {table.table}")
@@ -76,7 +77,7 @@ def create_key_id_indexes(connection: Connection, table: SealedTable, concurrent
     there = _there(connection, table)
     missing = {
         name: definition
-        for name, definition in _definitions(connection.dialect, table).items()
+        for name, definition in _definitions(connection, table).items()
         if not there.get(name)
     }
     for name, definition in missing.items():
@@ -139,16 +140,16 @@ def damage(connection: Connection, table: SealedTable) -> str | None:
 
 def reindex_statement(dialect: Dialect, table: SealedTable) -> str:
     """Return the statement with which SQLite rebuilds all indexes of a table."""
-    return f"REINDEX {table.quoted(dialect)}"
+    return f"REINDEX {'.'.join(map(dialect.identifier_preparer.quote, table.table.rsplit('.', 1)))}"
 
 
-def index_name(dialect: Dialect, table: SealedTable) -> str:
+def index_name(database: Engine | Connection, table: SealedTable) -> str:
     """
     Return the name of the index on the key ids in headers.
 
     The name depends on the expression. So a release with another expression creates its own index.
     """
-    return next(iter(_definitions(dialect, table)))
+    return next(iter(_definitions(database, table)))
 
 
 @writes("creating the indexes on the key ids of {table.table}")
@@ -158,7 +159,7 @@ def _make_in_file(connection: Connection, table: SealedTable, *, keeps: bool) ->
 
 
 def _make_on_server(connection: Connection, table: SealedTable, *, keeps: bool) -> bool:
-    quoted = table.quoted(connection.dialect)
+    quoted = quoted_name(connection, table.name, table.schema)
     # PostgreSQL cannot create or drop the index of a partitioned table concurrently.
     alone = connection.execute(_IS_PARTITIONED, {"table": quoted}).scalar()
     concurrently = "" if alone else "CONCURRENTLY "
@@ -171,9 +172,7 @@ def _make_on_server(connection: Connection, table: SealedTable, *, keeps: bool) 
 def _drop(connection: Connection, table: SealedTable, names: Collection[str], concurrently: str = "") -> bool:
     for name in names:
         # The index is in the schema of its table.
-        index = ".".join(
-            map(connection.dialect.identifier_preparer.quote, filter(None, (table.schema, name)))
-        )
+        index = quoted_name(connection, name, table.schema)
         connection.exec_driver_sql(f"DROP INDEX {concurrently}{index}")
     return bool(names)
 
@@ -185,7 +184,7 @@ def _obsolete(connection: Connection, table: SealedTable, *, keeps: bool) -> lis
     They are on the column alone, or on another expression.
     """
     on_column = (table.columns[KEY_ID].name,) if table.has_key_ids and not keeps else None
-    wanted = _definitions(connection.dialect, table)
+    wanted = _definitions(connection, table)
     return [
         index.name
         for index in column_indexes(connection, table.name, table.schema)
@@ -201,14 +200,15 @@ def _there(connection: Connection, table: SealedTable) -> dict[str, bool]:
     """Return, for each index of a table, whether it is complete."""
     query, named = _IN_FILE, table.table
     if connection.dialect.name == "postgresql":
-        query, named = _ON_SERVER, table.quoted(connection.dialect)
+        query, named = _ON_SERVER, quoted_name(connection, table.name, table.schema)
     return {row[0]: bool(row[1]) for row in connection.execute(query, {"table": named})}
 
 
-def _definitions(dialect: Dialect, table: SealedTable) -> dict[str, str]:
+def _definitions(database: Engine | Connection, table: SealedTable) -> dict[str, str]:
     """Return what follows CREATE INDEX, by name. The index on the key ids in headers comes first."""
+    dialect = database.dialect
     quote = dialect.identifier_preparer.quote
-    data, quoted = quote(table.columns["data"].name), table.quoted(dialect)
+    data, quoted = quote(table.columns["data"].name), quoted_name(database, table.name, table.schema)
     header = key_id_in_header(dialect, data)
     name = _named(_IN_HEADER, header, table)
     found = {name: f"{quote(name)} ON {quoted} (({header}))"}

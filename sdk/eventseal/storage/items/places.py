@@ -39,7 +39,7 @@ def item_swaps(engine: Engine, table: SealedTable) -> SQLiteSwaps | PostgreSQLSw
             f"the driver {engine.dialect.driver} cannot carry a page of items in binary",
             remedy="Use psycopg: begin the database's URL with postgresql:// or postgresql+psycopg://.",
         )
-    return items.PostgreSQLSwaps(engine.dialect, table)
+    return items.PostgreSQLSwaps(engine, table)
 
 
 class TablePlace:

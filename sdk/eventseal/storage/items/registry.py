@@ -13,7 +13,15 @@ from sqlalchemy import select, update
 
 from eventseal.errors import ConfigurationError, IntegrityError
 from eventseal.storage.database.column_types import is_utf8
-from eventseal.storage.database.rows import are_texts, as_sql, insert_unless_there, insertion, read_rows
+from eventseal.storage.database.layout import own_name
+from eventseal.storage.database.rows import (
+    are_texts,
+    as_sql,
+    deletion,
+    insert_unless_there,
+    insertion,
+    read_rows,
+)
 from eventseal.storage.database.table_setup import KEY_ID, one_setup_at_a_time
 from eventseal.storage.database.transactions import reads, writes
 from eventseal.storage.items.columns import ROLES
@@ -23,7 +31,7 @@ from eventseal.storage.keys.tables import EVERY_APPLICATION, sealed_tables
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Engine
 
     from eventseal.storage.database.rows import Checks
 
@@ -122,14 +130,18 @@ def move_collection(connection: Connection, table: SealedTable, application: str
         set_old_formats(connection, table, table.old_formats)
 
 
-def forget_statement(table: SealedTable) -> str:
+def forget_statement(database: Engine | Connection, table: SealedTable) -> str:
     """
     Return the statement that removes a table from the registry.
 
     It is for a user who dropped the table on purpose.
+
+    Args:
+        database: The database of the keys.
+        table: The table, from the registry.
     """
-    name, database = (text.replace("'", "''") for text in (table.table, table.database))
-    return f"DELETE FROM sealed_tables WHERE table_name = '{name}' AND database_name = '{database}';"  # noqa: S608
+    name, of = (as_sql(database, text) for text in (table.table, table.database))
+    return deletion(database, sealed_tables, f"table_name = {name} AND database_name = {of}")
 
 
 @writes("registering {name}", filtered=True)
@@ -269,28 +281,28 @@ def _sealed_table(values: Mapping[str, Any]) -> SealedTable:
 
 
 def _problem(connection: Connection, known: Mapping[str, Any], unreadable: Sequence[str]) -> IntegrityError:
-    table = known.get("table_name")
+    table, registry = known.get("table_name"), own_name(connection, sealed_tables.name)
     rows = "the row"
     if table is not None:
         rows = f"the row whose table_name is {as_sql(connection, table)}"
     return IntegrityError(
-        f"the row of sealed_tables for table {table or '?'} in database {known.get('database_name', '?')} "
+        f"the row of {registry} for table {table or '?'} in database {known.get('database_name', '?')} "
         f"was edited: its {', '.join(unreadable)} cannot be read",
         remedy="Find out who changed the key tables, and restore this row from a backup. If you have none, "
-        f"delete {rows} from sealed_tables, and run `eventseal init`, which writes it again.",
+        f"delete {rows} from {registry}, and run `eventseal init`, which writes it again.",
         table=table,
     )
 
 
-def other_columns(table: SealedTable) -> UnreadableTable:
+def other_columns(database: Engine | Connection, table: SealedTable) -> UnreadableTable:
     """
     Return an error for a row with other columns than its table.
 
     The row can be read, but its columns are not those of the table that the store describes.
     """
     problem = IntegrityError(
-        f"the row of sealed_tables for table {table.table} of application {table.application or 'all'} was "
-        "edited: its columns are not those of the table's record class",
+        f"the row of {own_name(database, sealed_tables.name)} for table {table.table} of application "
+        f"{table.application or 'all'} was edited: its columns are not those of the table's record class",
         remedy="Find out who changed the key tables. Then run `eventseal init` for that application, which "
         "writes the row again.",
         table=table.table,

@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.types import NullType
 
 from eventseal.storage.database.faults import has_no_such_column
+from eventseal.storage.database.layout import quoted_name
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.database.transactions import reads
 from eventseal.storage.items.columns import comes_after
@@ -142,7 +143,7 @@ def range_bounds(connection: Connection, sealed_table: SealedTable, ranges: int)
 
 def _on_postgresql(connection: Connection, sealed_table: SealedTable) -> list[Place]:
     found = described(sealed_table).table
-    name = connection.dialect.identifier_preparer.format_table(found)
+    name = quoted_name(connection, found.name, found.schema)
     size = text(
         "SELECT coalesce((SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree(:name)), "
         "pg_relation_size(:name)) / current_setting('block_size')::bigint"

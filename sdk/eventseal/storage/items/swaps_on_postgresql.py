@@ -15,6 +15,7 @@ from psycopg.pq import Format
 from sqlalchemy import event
 
 from eventseal.items.sealed_places import Page
+from eventseal.storage.database.layout import quoted_name
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.items.swaps import EMPTY_PAGE, MOST_PAGE_BYTES, TAG_SIZE, Swap
 from eventseal.storage.items.table_queries import key_id_in_header, key_ids_differ
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy import CursorResult
-    from sqlalchemy.engine import Connection, Dialect
+    from sqlalchemy.engine import Connection, Engine
 
     from eventseal.items.sealed_places import Place, Selection
     from eventseal.storage.items.tables import SealedTable
@@ -58,16 +59,17 @@ class PostgreSQLSwaps:
     partitions of a table have the same ctids, so a locator also has the partition.
 
     Args:
-        dialect: The dialect, which quotes names.
+        engine: The engine of the items' database, which quotes names.
         table: The table, from the registry.
     """
 
     most_rows: int | None = None
 
-    def __init__(self, dialect: Dialect, table: SealedTable) -> None:
+    def __init__(self, engine: Engine, table: SealedTable) -> None:
+        dialect = engine.dialect
         quote = dialect.identifier_preparer.quote
         self._dialect = dialect
-        self._table = table.quoted(dialect)
+        self._table = quoted_name(engine, table.name, table.schema)
         self._names = {role: quote(column.name) for role, column in table.columns.items()}
         self._has_key_ids = table.has_key_ids
         self._key_id = key_id_in_header(dialect, self._names["data"])

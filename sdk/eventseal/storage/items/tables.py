@@ -26,7 +26,6 @@ from eventseal.storage.items.columns import ROLES, is_text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy.engine import Dialect
     from sqlalchemy.types import TypeEngine
 
     from eventseal.storage.items.columns import ItemColumns
@@ -197,10 +196,6 @@ class SealedTable:
     def name(self) -> str:
         """The table's name without the schema."""
         return self.table.rpartition(".")[2]
-
-    def quoted(self, dialect: Dialect) -> str:
-        """Return the table's name, quoted for SQL."""
-        return ".".join(map(dialect.identifier_preparer.quote, self.table.rsplit(".", 1)))
 
     @property
     def has_key_ids(self) -> bool:

@@ -15,6 +15,7 @@ from sqlalchemy import delete, func, insert, select, update
 
 from eventseal.errors import IntegrityError
 from eventseal.storage.database.column_types import NIL_KEY_ID, DatabaseClock, HoldsUUID
+from eventseal.storage.database.layout import own_name
 from eventseal.storage.database.rows import UNREADABLE, are_texts, as_sql, deletion, is_count, read_rows
 from eventseal.storage.database.transactions import reads
 from eventseal.storage.jobs.tables import (
@@ -91,7 +92,7 @@ def read_jobs(connection: Connection, query: Select[Any]) -> list[Job]:
     """
     Read jobs, including those that an edit has damaged.
 
-    *query* selects all columns of ``reencryption_jobs``.
+    *query* selects all columns of ``eventseal_reencryption_jobs``.
     """
     return [_job(row) for row in read_rows(connection, query, _JOB_CHECKS)]
 
@@ -116,9 +117,9 @@ def unreadable_job(database: Engine | Connection, job_id: UUID, columns: Collect
     """
     return IntegrityError(
         f"job {job_id} was edited: its {', '.join(columns)} cannot be read",
-        remedy=f"Find out who changed {reencryption_jobs.name}, then delete the job: "
-        f"{deletion(reencryption_jobs, is_job(database, job_id))} Then run the job's command again without "
-        "the job id. Items that it has processed keep their new envelopes.",
+        remedy=f"Find out who changed {own_name(database, reencryption_jobs.name)}, then delete the job: "
+        f"{deletion(database, reencryption_jobs, is_job(database, job_id))} Then run the job's command again "
+        "without the job id. Items that it has processed keep their new envelopes.",
         job_id=job_id,
     )
 

@@ -14,6 +14,7 @@ from sqlalchemy import Numeric, delete, func, insert, select, update
 
 from eventseal.errors import IntegrityError
 from eventseal.storage.database.column_types import DatabaseClock, HoldsUUID
+from eventseal.storage.database.layout import own_name
 from eventseal.storage.database.rows import deletion, insertion, is_count, read_rows
 from eventseal.storage.database.transactions import reads, writes
 from eventseal.storage.jobs.jobs import is_job
@@ -72,7 +73,7 @@ def read_shards(connection: Connection, query: Select[Any], job_id: UUID) -> Ite
 
     Args:
         connection: A connection in the caller's transaction.
-        query: The query, which selects columns of ``reencryption_shards``.
+        query: The query, which selects columns of ``eventseal_reencryption_shards``.
         job_id: The job.
 
     Raises:
@@ -92,12 +93,13 @@ def unreadable_shard(
 
     Its remedy deletes the range. Deleting is safe, because the job's command looks for the remaining items.
     """
-    where = "typeof(number) <> 'integer'" if number is None else f"number = {number}"
+    which = "typeof(number) <> 'integer'" if number is None else f"number = {number}"
+    where = f"{is_job(database, job_id)} AND {which}"
     return IntegrityError(
         f"range {'?' if number is None else number} of job {job_id} was edited: "
         f"its {', '.join(columns)} cannot be read",
-        remedy=f"Find out who changed {reencryption_shards.name}, then delete the range: "
-        f"{deletion(reencryption_shards, f'{is_job(database, job_id)} AND {where}')} Then run the job's "
+        remedy=f"Find out who changed {own_name(database, reencryption_shards.name)}, then delete the range: "
+        f"{deletion(database, reencryption_shards, where)} Then run the job's "
         "command again. It looks for the remaining items.",
         job_id=job_id,
     )

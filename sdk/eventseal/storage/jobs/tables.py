@@ -18,7 +18,7 @@ from eventseal.storage.database.table_setup import own_table
 
 job_metadata = MetaData()
 reencryption_jobs = own_table(
-    "reencryption_jobs",
+    "eventseal_reencryption_jobs",
     job_metadata,
     Column("job_id", BinaryUUID(), primary_key=True),
     Column("application", StoredText(), nullable=False),
@@ -34,11 +34,11 @@ reencryption_jobs = own_table(
     Column("created_at", UTCTimestamp(), nullable=False),
     Column("updated_at", UTCTimestamp(), nullable=False),
     Column("finished_at", UTCTimestamp()),
-    Index("ix_reencryption_jobs_state", "application", "state"),
+    Index("ix_eventseal_reencryption_jobs_state", "application", "state"),
 )
 
 reencryption_shards = own_table(
-    "reencryption_shards",
+    "eventseal_reencryption_shards",
     job_metadata,
     Column("job_id", BinaryUUID(), primary_key=True),
     Column("number", Count(), primary_key=True, autoincrement=False),
@@ -56,7 +56,7 @@ reencryption_shards = own_table(
 )
 
 reencrypted_keys = own_table(
-    "reencrypted_keys",
+    "eventseal_reencrypted_keys",
     job_metadata,
     Column("job_id", BinaryUUID(), primary_key=True),
     # By shard too, so that two workers never wait for each other's row.
@@ -66,7 +66,7 @@ reencrypted_keys = own_table(
 )
 
 reencryption_failures = own_table(
-    "reencryption_failures",
+    "eventseal_reencryption_failures",
     job_metadata,
     Column("job_id", BinaryUUID(), primary_key=True),
     Column("number", Count(), primary_key=True, autoincrement=False),
@@ -76,7 +76,7 @@ reencryption_failures = own_table(
 )
 
 compromised_marks = own_table(
-    "compromised_marks",
+    "eventseal_compromised_marks",
     job_metadata,
     Column("key_id", BinaryUUID(), primary_key=True),
     Column("table_name", StoredText(), primary_key=True),
@@ -87,7 +87,7 @@ compromised_marks = own_table(
 )
 
 marked_envelopes = own_table(
-    "marked_envelopes",
+    "eventseal_marked_envelopes",
     job_metadata,
     Column("key_id", BinaryUUID(), primary_key=True),
     Column("table_name", StoredText(), primary_key=True),
@@ -98,7 +98,7 @@ marked_envelopes = own_table(
 """Filled on SQLite only. On PostgreSQL, rows show themselves when they were written."""
 
 replaced_envelopes = own_table(
-    "replaced_envelopes",
+    "eventseal_replaced_envelopes",
     job_metadata,
     Column("key_id", BinaryUUID(), primary_key=True),
     Column("table_name", StoredText(), primary_key=True),

@@ -14,6 +14,7 @@ from sqlalchemy import select, update
 
 from eventseal.errors import IntegrityError
 from eventseal.storage.database.column_types import DatabaseClock
+from eventseal.storage.database.layout import own_name
 from eventseal.storage.database.rows import as_sql, deletion, insert_unless_there, read_rows
 from eventseal.storage.database.transactions import reads, writes
 from eventseal.storage.keys.tables import epochs
@@ -186,10 +187,10 @@ def _newest(connection: Connection, application: str, seals: Seals, *, lock: boo
         if not unreadable and seals.fits_epoch(row["seal"] or b"", *_parts(found)):
             return found
     raise IntegrityError(
-        f"the row of application {application!r} in epochs was edited: "
+        f"the row of application {application!r} in {own_name(connection, epochs.name)} was edited: "
         + (f"its {', '.join(unreadable)} cannot be read" if unreadable else "it does not match its MAC"),
         remedy="Find out who changed the key tables, then delete the row, so that a new roll begins: "
-        f"{deletion(epochs, f'application = {as_sql(connection, application)}')}",
+        f"{deletion(connection, epochs, f'application = {as_sql(connection, application)}')}",
     )
 
 

@@ -14,6 +14,7 @@ from eventseal.errors import KeyDestroyedError
 from eventseal.keys.states import KeyState
 from eventseal.keys.wrapping.branches import BRANCH_PREFIX, named_branch
 from eventseal.storage.database.column_types import DatabaseClock
+from eventseal.storage.database.layout import quoted_name
 from eventseal.storage.database.rows import insert_unless_there
 from eventseal.storage.database.transactions import reads, writes
 from eventseal.storage.keys.tables import EVERY_VERSION, encryption_keys, kek_fences, key_wrappings
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 PATIENCE = "2s"
 """The time that closing waits for others who are storing wrappings."""
 
-NO_KEY = "(no row in encryption_keys)"
+NO_KEY = "(no row in eventseal_encryption_keys)"
 """Replaces the application of wrappings whose key has no row."""
 
 _CLOSED = (
@@ -125,7 +126,8 @@ def close_keks(connection: Connection, keks: KekVersions) -> dict[str, int]:
         return {}
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE}'"))
-        connection.execute(text(f"LOCK TABLE {key_wrappings.name} IN SHARE ROW EXCLUSIVE MODE"))
+        named = quoted_name(connection, key_wrappings.name)
+        connection.execute(text(f"LOCK TABLE {named} IN SHARE ROW EXCLUSIVE MODE"))
     hanging = hanging_on(connection, keks)  # after the lock, a new statement sees all that was stored
     if not hanging:
         _insert(connection, keks)

@@ -58,7 +58,7 @@ def load_records(
 
     Args:
         connection: A connection in the caller's transaction.
-        conditions: Conditions on ``encryption_keys``.
+        conditions: Conditions on ``eventseal_encryption_keys``.
         limit: The maximum number of records.
         wrappings: Whether to read the wrappings of the keys too.
     """

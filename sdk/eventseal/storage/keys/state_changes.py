@@ -21,6 +21,7 @@ from eventseal.keys.revocation_tree import ROOT
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import branch_uri
 from eventseal.storage.database.column_types import DatabaseClock
+from eventseal.storage.database.layout import own_name, quoted_name
 from eventseal.storage.database.rows import as_sql, chunks, insert_unless_there, insertion, read_rows
 from eventseal.storage.database.transactions import reads
 from eventseal.storage.keys.rows import (
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 _MARK = ("application", "counter", "revoked", "seal")
 _SET_INTERVAL = (
     "Find out who changed the key tables, then set the interval, in seconds: "
-    "UPDATE key_changes SET refresh_interval = 60 WHERE application = "
+    "UPDATE {table} SET refresh_interval = 60 WHERE application = {application}"
 )
 
 
@@ -196,7 +197,7 @@ def load_mark(connection: Connection, application: str, *, lock: bool = False) -
 
 def read_mark(connection: Connection, application: str, query: Select[Any]) -> Mapping[str, Any] | None:
     """
-    Read an application's row of ``key_changes``.
+    Read an application's row of ``eventseal_key_changes``.
 
     Args:
         connection: A connection in the caller's transaction.
@@ -215,16 +216,17 @@ def read_mark(connection: Connection, application: str, query: Select[Any]) -> M
     (row,) = rows
     if row.unreadable:
         only_interval = row.unreadable == ("refresh_interval",)
+        table, name = quoted_name(connection, key_changes.name), as_sql(connection, application)
         raise IntegrityError(
-            f"the row of application {application!r} in key_changes was edited: its "
-            f"{', '.join(row.unreadable)} cannot be read",
-            remedy=_SET_INTERVAL + f"{as_sql(connection, application)};" if only_interval else RESTORE_MARK,
+            f"the row of application {application!r} in {own_name(connection, key_changes.name)} was edited: "
+            f"its {', '.join(row.unreadable)} cannot be read",
+            remedy=_SET_INTERVAL.format(table=table, application=name) if only_interval else RESTORE_MARK,
         )
     return row.values
 
 
 def mark_of(values: Mapping[str, Any]) -> ChangeMark:
-    """Return the change mark in a row of ``key_changes``."""
+    """Return the change mark in a row of ``eventseal_key_changes``."""
     return ChangeMark(**{name: values[name] for name in _MARK})
 
 
@@ -328,7 +330,7 @@ def locked_mark(connection: Connection, application: str) -> ChangeMark:
     mark = load_mark(connection, application, lock=True)
     if mark is None:
         raise IntegrityError(
-            f"application {application!r} has keys, but its row of key_changes is missing",
+            f"application {application!r} has keys, but its row of eventseal_key_changes is missing",
             remedy=RESTORE_MARK,
         )
     return mark

@@ -26,30 +26,30 @@ from eventseal.storage.database.column_types import (
 from eventseal.storage.database.table_setup import ADDED, own_table
 
 DEFAULT_REFRESH_INTERVAL = 60.0
-"""Seconds: the refresh interval in a new application's row of ``key_changes``."""
+"""Seconds: the refresh interval in a new application's row of ``eventseal_key_changes``."""
 
 EVERY_APPLICATION = ""
 """
-Replaces the application in ``sealed_tables`` for tables of every application.
+Replaces the application in ``eventseal_sealed_tables`` for tables of every application.
 
 The items of such a table belong to the application that sealed them.
 """
 
 UNKNOWN_VERSION = ""
 """
-Replaces an unknown KEK version in ``key_wrappings``.
+Replaces an unknown KEK version in ``eventseal_key_wrappings``.
 
 No part of a primary key is NULL.
 """
 
 EVERY_VERSION = ""
-"""Replaces the version in ``kek_fences`` if all versions are closed."""
+"""Replaces the version in ``eventseal_kek_fences`` if all versions are closed."""
 
 key_metadata = MetaData()
 fence_metadata = MetaData()
 
 encryption_keys = own_table(
-    "encryption_keys",
+    "eventseal_encryption_keys",
     key_metadata,
     Column("key_id", BinaryUUID(), primary_key=True),
     Column("application", StoredText(), nullable=False),
@@ -68,13 +68,15 @@ encryption_keys = own_table(
     Column("change", Count(), nullable=False),
     Column("seal", ExactBytes(), nullable=False),
     # A UNIQUE constraint treats NULLs as different, so keys that hold no slot do not conflict.
-    UniqueConstraint("application", "purpose", "active_scope", name="uq_encryption_keys_active_scope"),
-    Index("ix_encryption_keys_scope", "application", "scope"),
-    Index("ix_encryption_keys_change", "application", "change"),
+    UniqueConstraint(
+        "application", "purpose", "active_scope", name="uq_eventseal_encryption_keys_active_scope"
+    ),
+    Index("ix_eventseal_encryption_keys_scope", "application", "scope"),
+    Index("ix_eventseal_encryption_keys_change", "application", "change"),
 )
 
 key_wrappings = own_table(
-    "key_wrappings",
+    "eventseal_key_wrappings",
     key_metadata,
     Column("key_id", BinaryUUID(), ForeignKey(encryption_keys.c.key_id), primary_key=True),
     Column("kek_uri", StoredText(), primary_key=True),
@@ -82,11 +84,11 @@ key_wrappings = own_table(
     Column("wrapped", ExactBytes(), nullable=False),
     Column("created_at", UTCTimestamp(), nullable=False),
     Column("verified_at", UTCTimestamp()),
-    Index("ix_key_wrappings_kek", "kek_uri", "kek_version"),
+    Index("ix_eventseal_key_wrappings_kek", "kek_uri", "kek_version"),
 )
 
 kek_fences = own_table(
-    "kek_fences",
+    "eventseal_kek_fences",
     key_metadata,
     Column("kek_uri", StoredText(), primary_key=True),
     Column("kek_version", StoredText(), primary_key=True, default=EVERY_VERSION),
@@ -94,7 +96,7 @@ kek_fences = own_table(
 )
 
 epochs = own_table(
-    "epochs",
+    "eventseal_epochs",
     key_metadata,
     Column("application", StoredText(), primary_key=True),
     Column("begun_at", UTCTimestamp(), nullable=False),
@@ -108,7 +110,7 @@ epochs = own_table(
 )
 
 key_changes = own_table(
-    "key_changes",
+    "eventseal_key_changes",
     key_metadata,
     Column("application", StoredText(), primary_key=True),
     Column("counter", Count(), nullable=False),
@@ -118,7 +120,7 @@ key_changes = own_table(
 )
 
 revocation_nodes = own_table(
-    "revocation_nodes",
+    "eventseal_revocation_nodes",
     key_metadata,
     Column("application", StoredText(), primary_key=True),
     Column("path", ExactBytes(), primary_key=True),
@@ -126,14 +128,14 @@ revocation_nodes = own_table(
 )
 
 erased_items = own_table(
-    "erased_items",
+    "eventseal_erased_items",
     key_metadata,
     Column("application", StoredText(), primary_key=True),
     Column("digest", ExactBytes(32), primary_key=True),
 )
 
 sealed_tables = own_table(
-    "sealed_tables",
+    "eventseal_sealed_tables",
     key_metadata,
     Column("application", StoredText(), primary_key=True, default=EVERY_APPLICATION),
     Column("database_name", StoredText(), primary_key=True),
@@ -144,7 +146,7 @@ sealed_tables = own_table(
 )
 
 key_fences = own_table(
-    "key_fences",
+    "eventseal_key_fences",
     fence_metadata,
     Column("key_id", BinaryUUID(), primary_key=True),
     Column("state", StoredText(), nullable=False),

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from eventseal.keys.records import KekUse
 from eventseal.keys.states import KeyState
 from eventseal.storage.database.column_types import DatabaseClock
+from eventseal.storage.database.layout import quoted_name
 from eventseal.storage.database.rows import UNREADABLE, chunks, insert_unless_there, read_rows
 from eventseal.storage.database.transactions import reads
 from eventseal.storage.keys.kek_fences import hold_branches, refuse_closed
@@ -239,25 +240,26 @@ def _empty_log(engine: Engine) -> str:
 
 def _vacuum(engine: Engine) -> str:
     with engine.begin() as connection:
-        if not _may_vacuum(connection):
+        named = quoted_name(connection, key_wrappings.name)
+        if not _may_vacuum(connection, named):
             return (
-                f"the database user does not own {key_wrappings.name}, so the table was not vacuumed. "
-                f"Leave it to autovacuum, or run VACUUM {key_wrappings.name} as its owner."
+                f"the database user does not own {named}, so the table was not vacuumed. "
+                f"Leave it to autovacuum, or run VACUUM {named} as its owner."
             )
         # VACUUM runs in no transaction, and a pooler would pass on a timeout of the session. So whether
         # others let us is tried before, with the lock that VACUUM takes.
         connection.execute(text(f"SET LOCAL lock_timeout = {PATIENCE}"))
-        connection.execute(text(f"LOCK TABLE {key_wrappings.name} IN SHARE UPDATE EXCLUSIVE MODE"))
+        connection.execute(text(f"LOCK TABLE {named} IN SHARE UPDATE EXCLUSIVE MODE"))
     with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.execute(text(f"VACUUM {key_wrappings.name}"))
+        connection.execute(text(f"VACUUM {named}"))
     return ""
 
 
-def _may_vacuum(connection: Connection) -> bool:
-    """Return whether VACUUM has any effect. For users other than the owner it only warns."""
+def _may_vacuum(connection: Connection, table: str) -> bool:
+    """Return whether VACUUM of a table has any effect. For users other than the owner it only warns."""
     owns = "pg_has_role(relowner, 'USAGE')"
     (version,) = connection.execute(text("SELECT current_setting('server_version_num')::int")).one()
     if version >= _MAINTAIN_SINCE:
         owns += " OR has_table_privilege(oid, 'MAINTAIN')"
     query = f"SELECT {owns} FROM pg_class WHERE oid = to_regclass(:table)"  # noqa: S608 - constants
-    return bool(connection.execute(text(query), {"table": key_wrappings.name}).scalar())
+    return bool(connection.execute(text(query), {"table": table}).scalar())
