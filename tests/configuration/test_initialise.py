@@ -250,7 +250,7 @@ def test_what_only_a_rotation_needs_does_not_stop_it(tmp_path, monkeypatch):
 
 def test_an_adapter_that_cannot_be_asked_is_taken_at_its_word(monkeypatch):
     kms = FakeKms()
-    monkeypatch.setattr("eventseal.configuration.initialise.adapter_from_uri", lambda _uri: kms)
+    monkeypatch.setattr("eventseal.configuration.assembly.adapter_from_uri", lambda *_: kms)
     (detail,) = [step.detail for step in initialise(**OPTIONS) if step.name == "kms"]
     assert "has no check of permissions" in detail
 

@@ -288,3 +288,25 @@ def test_settings_cannot_be_changed():
     settings = load_settings()
     with pytest.raises(ValueError, match="frozen"):
         settings.application = "other"
+
+
+def test_options_of_the_kms_are_tables_in_the_file_and_json_in_a_variable(tmp_path, monkeypatch):
+    file = tmp_path / "eventseal.toml"
+    file.write_text('[kms_options.aws-kms]\nprofile = "prod"\ngrant_tokens = ["a", "b"]\n')
+    assert load_settings(file).kms_options == {"aws-kms": {"profile": "prod", "grant_tokens": ["a", "b"]}}
+    monkeypatch.setenv("EVENTSEAL_KMS_OPTIONS", '{"aws-kms": {"region": "us-east-1"}}')
+    assert load_settings(file).kms_options == {"aws-kms": {"region": "us-east-1"}}
+    given = {"aws-kms": {"profile": "dev"}}
+    assert load_settings(file, kms_options=given).kms_options == given
+    monkeypatch.setenv("EVENTSEAL_KMS_OPTIONS", "")
+    assert load_settings(file).kms_options == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["{hunter2", "[]", '{"aws-kms": "hunter2"}', '{"aws-kms": {"profile": "a", "profile": "b"}}']
+)
+def test_wrong_options_of_the_kms_are_refused_without_their_value(monkeypatch, text):
+    monkeypatch.setenv("EVENTSEAL_KMS_OPTIONS", text)
+    with pytest.raises(ConfigurationError, match=r"kms_options \(EVENTSEAL_KMS_OPTIONS\)") as raised:
+        load_settings()
+    assert "hunter2" not in str(raised.value)

@@ -58,3 +58,31 @@ def test_what_is_no_uri_is_refused_with_the_form(installed, text):
 
 def test_the_local_adapter_is_installed():
     assert "local" in {point.name for point in uri.entry_points(group=uri.ENTRY_POINT_GROUP)}
+
+
+@pytest.mark.parametrize(
+    ("options", "says", "remedy"),
+    [
+        ({"aws-kmz": {}}, "'aws-kmz'", "Did you mean aws-kms?"),
+        ({"local": {"profile": "x"}}, "unknown option for local: profile", "none"),
+    ],
+)
+def test_unknown_schemes_and_options_are_refused(installed, options, says, remedy):
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        adapter_from_uri("local://dev.key", options)
+    assert remedy in caught.value.remedy
+
+
+def test_options_go_to_their_own_scheme_and_no_others(installed, monkeypatch):
+    class WithOptions(Adapter):
+        @classmethod
+        def from_uri(cls, text, *, profile=None):
+            return cls((text, profile))
+
+    monkeypatch.setattr(Point, "load", lambda point: WithOptions if point.name == "aws-kms" else Adapter)
+    options = {"aws-kms": {"profile": "prod"}}
+    assert adapter_from_uri("arn:aws:kms:x", options).text == ("arn:aws:kms:x", "prod")
+    assert adapter_from_uri("local://dev.key", options).text == "local://dev.key"
+    with pytest.raises(ConfigurationError, match="profil") as caught:
+        adapter_from_uri("arn:aws:kms:x", {"aws-kms": {"profil": "prod"}})
+    assert "Did you mean profile?" in caught.value.remedy

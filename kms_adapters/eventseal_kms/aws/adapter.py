@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Self
 from eventseal.errors import ConfigurationError, EventSealError, KmsError, NotMyKeyError
 from eventseal_kms.aws.arn import KeyArn
 from eventseal_kms.aws.calls import KmsCalls
+from eventseal_kms.aws.client_settings import ClientSettings, check_client, check_form, read_query
 from eventseal_kms.aws.configured_key import ConfiguredKey
 from eventseal_kms.aws.data_keys import DataKeys
 from eventseal_kms.aws.failures import error_in
 from eventseal_kms.aws.permissions import check_permissions, policy_of
-from eventseal_kms.outcomes import value_of
+from eventseal_kms.outcomes import value_of, wrong_size_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
         TellsVersion,
         WrappedKey,
     )
-
-MAX_GRANT_TOKENS = 10
 
 SHORTEST, LONGEST = 7, 30
 """Days that KMS waits before it deletes a key."""
@@ -59,10 +58,14 @@ class AwsKmsAdapter:
             creates a client whose calls end within 7 seconds if KMS does not answer.
         grant_tokens: At most 10 tokens, sent with every call that a grant can allow.
         region: The Region to call, by default that of the ARN. Only a multi-Region key allows another one.
+        profile: A profile of the AWS configuration files, for a client that the adapter creates. By default
+            it is that of the environment. A profile that needs an MFA code is refused on first use.
+        role_arn: A role that this client assumes by STS. It renews the role's credentials before they expire.
+        endpoint_url: The endpoint of this client, for example of an emulator.
 
     Raises:
-        ConfigurationError: *key* is not such an ARN. Or its Region is not the client's, and the key is not
-            multi-Region.
+        ConfigurationError: *key* is not such an ARN, or an option does not have its form. Or *client* is no
+            KMS client of boto3. Or its Region is not the key's, and the key is not multi-Region.
     """
 
     def __init__(
@@ -72,24 +75,55 @@ class AwsKmsAdapter:
         client: KMSClient | None = None,
         grant_tokens: Sequence[str] = (),
         region: str | None = None,
+        profile: str | None = None,
+        role_arn: str | None = None,
+        endpoint_url: str | None = None,
     ) -> None:
         configured = KeyArn.parse(key)
+        if client is not None:
+            check_client(client)
         here = _region(configured, client, region)
-        if isinstance(grant_tokens, str) or len(grant_tokens) > MAX_GRANT_TOKENS:
-            raise ConfigurationError(f"grant_tokens takes a list of at most {MAX_GRANT_TOKENS} tokens")
-        self._calls = KmsCalls(here, client, grant_tokens)
+        settings = ClientSettings(
+            profile=profile,
+            role_arn=role_arn,
+            endpoint_url=endpoint_url,
+            grant_tokens=grant_tokens,
+            is_given=client is not None,
+        )
+        self._calls = KmsCalls(here, client, settings)
         self._kms_key = ConfiguredKey(configured.in_region(here), self._calls)
         self._data_keys = DataKeys(self._kms_key, self._calls)
 
     @classmethod
-    def from_uri(cls, uri: str) -> Self:
+    def from_uri(
+        cls,
+        uri: str,
+        *,
+        profile: str | None = None,
+        role_arn: str | None = None,
+        region: str | None = None,
+        endpoint_url: str | None = None,
+        grant_tokens: Sequence[str] = (),
+    ) -> Self:
         """
         Create the adapter of ``aws-kms://<ARN>``, or of a bare ARN.
 
+        The other arguments are those of the constructor. The query of the URI wins over them:
+        ``?profile=...&role_arn=...&region=...&endpoint_url=...&grant_token=...``. It may have several grant
+        tokens.
+
         Raises:
-            ConfigurationError: The URI does not name a KMS key or an alias.
+            ConfigurationError: The URI does not name a KMS key or an alias, or an option is not valid.
         """
-        return cls(uri)
+        key, in_query = read_query(uri)
+        options: dict[str, Any] = {
+            "profile": profile,
+            "role_arn": role_arn,
+            "region": region,
+            "endpoint_url": endpoint_url,
+            "grant_tokens": grant_tokens,
+        }
+        return cls(key, **options | in_query)
 
     @classmethod
     def policy(cls, uri: str, uses: Collection[KmsUse], application: str, /) -> str:
@@ -99,7 +133,7 @@ class AwsKmsAdapter:
         Raises:
             ConfigurationError: The URI does not name a KMS key or an alias.
         """
-        return policy_of(KeyArn.parse(uri), uses, application)
+        return policy_of(KeyArn.parse(read_query(uri)[0]), uses, application)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.uri!r})"
@@ -156,7 +190,7 @@ class AwsKmsAdapter:
             KmsError: KMS refused or failed.
             IntegrityError: The answer came from another KMS key.
         """
-        outcome = self._data_keys.wrapped(key, context)
+        outcome = wrong_size_of([(key, context)]) or self._data_keys.wrapped(key, context)
         del key  # no traceback of the error below shows it
         return value_of(outcome)
 
@@ -172,7 +206,16 @@ class AwsKmsAdapter:
         return value_of(self._data_keys.unwrapped(wrapped, context))
 
     def wrap_many(self, keys: Sequence[tuple[bytes, EncryptionContext]]) -> list[WrappedKey | EventSealError]:
-        """Wrap each key, at most 20 calls in flight. An outage ends the batch early."""
+        """
+        Wrap each key, at most 20 calls in flight. An outage ends the batch early.
+
+        Raises:
+            ConfigurationError: A key is not 32 bytes. No key was wrapped.
+        """
+        wrong = wrong_size_of(keys)
+        if wrong is not None:
+            del keys  # a traceback with locals would show them
+            raise wrong
         return self._calls.for_each(keys, lambda item: self._data_keys.wrapped(*item))
 
     def unwrap_many(
@@ -297,6 +340,7 @@ class AwsKmsAdapter:
 
 def _region(configured: KeyArn, client: KMSClient | None, region: str | None) -> str:
     """Return the Region to call, or refuse the settings."""
+    check_form("region", region)
     clients = client.meta.region_name if client is not None else None
     if clients and region and clients != region:
         raise ConfigurationError(f"region={region!r} is not the client's Region, {clients}")

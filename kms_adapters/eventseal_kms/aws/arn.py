@@ -47,7 +47,7 @@ class KeyArn:
         found = cls.find(text)
         if found is None:
             raise ConfigurationError(
-                f"{text!r} is not the ARN of a KMS key or alias",
+                f"{text.partition('?')[0]!r} is not the ARN of a KMS key or alias",
                 remedy=f"Write {_FORM}. `aws kms describe-key` prints it.",
             )
         if found.resource.startswith(_RESERVED):

@@ -1,8 +1,8 @@
 """
-Calls to AWS KMS: the client, its limits, its redacted log.
+Calls to AWS KMS, with one fence and a redacted log.
 
 A failure is returned, not raised. A traceback would reach the frames of the HTTP client. They hold the
-request, and a key in it.
+request, and a key in it (docs/decisions/0032).
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import boto3
 from botocore import xform_name
-from botocore.config import Config
 
-from eventseal.errors import EventSealError, KmsKeyStateError, KmsUnavailableError
-from eventseal_kms.aws.failures import VENDOR_ERRORS, Failure, VendorError, failure_of
+from eventseal.errors import ConfigurationError, EventSealError, KmsKeyStateError, KmsUnavailableError
+from eventseal_kms.aws.clients import CALLS_IN_FLIGHT, Connection, Step
+from eventseal_kms.aws.failures import Attempt, Failure, failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,76 +27,18 @@ if TYPE_CHECKING:
     from mypy_boto3_kms import KMSClient
 
     from eventseal_kms.aws.arn import KeyArn
+    from eventseal_kms.aws.client_settings import ClientSettings
     from eventseal_kms.outcomes import Value
 
 Answer = dict[str, Any]
 Item = TypeVar("Item")
 
-CALLS_IN_FLIGHT = 20
-"""Concurrent calls of one adapter's batches. The bound keeps a large batch to a small part of the quota."""
-
-CONNECT_TIMEOUT = 1.0
-READ_TIMEOUT = 2.0
-ATTEMPTS = 3
-"""Seconds, seconds, and attempts in all. If KMS does not answer, a call ends after 3 to 7 seconds."""
-
-_HITS_EVERY_ITEM = (KmsUnavailableError, KmsKeyStateError)
+_HITS_EVERY_ITEM = (KmsUnavailableError, KmsKeyStateError, ConfigurationError)
 _WITHOUT_GRANTS = frozenset({"ScheduleKeyDeletion"})  # no grant allows the deletion of a key
 _LOGGERS_WITH_BODIES = ("botocore.endpoint", "botocore.parsers")
+_LOGGERS_WITH_TRACEBACKS = ("botocore.credentials", "botocore.tokens")
 
 _calling: ContextVar[bool] = ContextVar("eventseal_kms_call", default=False)
-
-
-class Connection:
-    """
-    The state that one adapter's calls share in one process.
-
-    Args:
-        region: The Region that the client calls.
-        client: The user's client, if there is one. Its time-outs, retries and credentials stay as they are.
-
-    Attributes:
-        process: The id of the process.
-        slots: Each call of a batch holds one slot while it runs.
-        resolving: The lock that a thread holds while it resolves an alias.
-    """
-
-    def __init__(self, region: str, client: KMSClient | None) -> None:
-        self.process = os.getpid()
-        self.slots = BoundedSemaphore(CALLS_IN_FLIGHT)
-        self.resolving = Lock()
-        self._region = region
-        self._given = client
-        self._made: KMSClient | None = None
-        self._making = Lock()
-
-    def client(self) -> KMSClient:
-        """
-        Return the client. Its creation searches for credentials, perhaps over the network.
-
-        Raises:
-            BotoCoreError: The client cannot be created.
-        """
-        if self._given is not None:
-            return self._given
-        with self._making:
-            if self._made is None:
-                self._made = _make_client(self._region)
-            return self._made
-
-    def renew(self, stale: KMSClient) -> bool:
-        """
-        Drop the client *stale*. The next client reads the credentials again.
-
-        Returns:
-            Whether that can help. It cannot if the user passed the client.
-        """
-        if self._given is not None:
-            return False
-        with self._making:
-            if self._made is stale:
-                self._made = None
-        return True
 
 
 class KmsCalls:
@@ -108,20 +48,22 @@ class KmsCalls:
     Args:
         region: The Region that clients call.
         client: The user's client, if there is one. Every process uses it as it is.
-        grant_tokens: Tokens sent with every call that a grant can allow.
+        settings: The grant tokens, and the settings of clients that the adapter creates.
     """
 
-    def __init__(self, region: str, client: KMSClient | None, grant_tokens: Sequence[str]) -> None:
+    def __init__(self, region: str, client: KMSClient | None, settings: ClientSettings) -> None:
         self._region = region
         self._given = client
-        self._grants: dict[str, Any] = {"GrantTokens": list(grant_tokens)} if grant_tokens else {}
-        self._connection = Connection(region, client)
+        self._settings = settings
+        tokens = list(settings.grant_tokens)
+        self._grants: dict[str, Any] = {"GrantTokens": tokens} if tokens else {}
+        self._connection = Connection(region, client, settings)
 
     def connection(self) -> Connection:
         """Return this process's connection. A forked child cannot use its parent's sockets."""
         connection = self._connection
         if connection.process != os.getpid():
-            connection = self._connection = Connection(self._region, self._given)
+            connection = self._connection = Connection(self._region, self._given, self._settings)
         return connection
 
     def call(
@@ -136,8 +78,8 @@ class KmsCalls:
         """
         Call *operation* for *key*.
 
-        If credentials are missing or rejected, the call reads them once more, because something else may have
-        renewed them. botocore does all other retries.
+        If KMS rejects the credentials, the call reads them once more, because something else may have renewed
+        them. botocore does all other retries. Whatever botocore raises becomes a failure.
 
         Args:
             operation: The name of the operation, such as ``Decrypt``.
@@ -152,19 +94,33 @@ class KmsCalls:
         connection = self.connection()
         for last in (False, True):
             client = None
+            step = Step.CREDENTIALS
             try:
-                client = connection.client()
                 with _bodies_hidden():
+                    connection.load_credentials()
+                    step = Step.ENDPOINT
+                    client = connection.client()
+                    step = Step.CALL
                     answer: Answer = getattr(client, xform_name(operation))(**request)
-            except VENDOR_ERRORS as error:
-                caught: VendorError = error
+            except Exception as error:  # noqa: BLE001  (botocore's credential chain raises anything)
+                caught = error
             else:
                 return answer
-            failure = failure_of(caught, operation=operation, key=key, source=source, context=context)
+            attempt = Attempt(
+                operation=operation,
+                key=key,
+                source=source,
+                context=context,
+                step=step,
+                settings=self._settings,
+                secrets=connection.secrets(),
+            )
+            failure = failure_of(caught, attempt)
             del caught
-            if client is None or not failure.is_about_credentials:
+            if client is not None and not failure.is_about_credentials:
                 return failure
-            if not connection.renew(client) or last:
+            renewed = connection.renew(client)
+            if last or not (renewed and failure.is_about_credentials):
                 return failure
         raise AssertionError("unreachable")
 
@@ -216,18 +172,6 @@ def _addressed(key: KeyArn, source: KeyArn | None, context: Mapping[str, str] | 
     return named if context is None else {**named, "EncryptionContext": context}
 
 
-def _make_client(region: str) -> KMSClient:
-    config = Config(
-        connect_timeout=CONNECT_TIMEOUT,
-        read_timeout=READ_TIMEOUT,
-        # The only retry loop. It repeats time-outs, throttling and 5xx, with jitter, and nothing else.
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-        max_pool_connections=CALLS_IN_FLIGHT,
-    )
-    # A separate session: boto3's default session belongs to the application, and serves only one thread.
-    return boto3.session.Session().client("kms", region_name=region, config=config)
-
-
 def _not_tried(first: EventSealError) -> EventSealError:
     facts = {name: value for name, value in vars(first).items() if name != "remedy"}
     return type(first)(
@@ -250,9 +194,18 @@ def _bodies_hidden() -> Iterator[None]:
 def _install_filters() -> None:
     for name in _LOGGERS_WITH_BODIES:
         logging.getLogger(name).addFilter(_redact)
+    for name in _LOGGERS_WITH_TRACEBACKS:
+        logging.getLogger(name).addFilter(_drop_traceback)
 
 
 def _redact(record: logging.LogRecord) -> bool:
     if _calling.get():
         record.msg, record.args = "(hidden by EventSeal: this line may hold a key)", ()
+    return True
+
+
+def _drop_traceback(record: logging.LogRecord) -> bool:
+    """Drop the traceback of a failed refresh, which the call reports."""
+    if _calling.get():
+        record.exc_info = record.exc_text = None
     return True

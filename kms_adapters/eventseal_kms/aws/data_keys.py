@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eventseal.errors import (
-    ConfigurationError,
     EventSealError,
     IntegrityError,
     KmsKeyStateError,
@@ -59,8 +58,6 @@ class DataKeys:
 
     def wrapped(self, key: bytes, context: EncryptionContext) -> WrappedKey | EventSealError:
         """Wrap a key. The wrapping has no version, because ``Encrypt`` reports none."""
-        if len(key) != KEY_SIZE:
-            return ConfigurationError(f"a key to wrap must have {KEY_SIZE} bytes, not {len(key)}")
         return error_in(
             self._under_current_key(
                 lambda kek: self._calls.call("Encrypt", kek, context=context.as_mapping(), Plaintext=key),

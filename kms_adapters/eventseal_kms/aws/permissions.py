@@ -48,7 +48,8 @@ def check_permissions(kms_key: ConfiguredKey, calls: KmsCalls, application: str)
         required, uses = use in _TO_SEAL_AND_OPEN, frozenset({use})
         answer = calls.call(operation, key, context=context, DryRun=True, **request)
         # A botocore that does not know the modifiers fails this way.
-        if isinstance(answer, Failure) and answer.code == "ParamValidationError":
+        is_refused = isinstance(answer, Failure) and answer.code == "ParamValidationError"
+        if is_refused and "DryRunModifiers" in request:
             if not required:
                 checks.append(
                     PermissionCheck(action=action, granted=False, detail=_TOO_OLD, required=False, uses=uses)

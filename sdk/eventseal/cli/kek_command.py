@@ -9,6 +9,7 @@ import typer
 from eventseal.cli.output import print_json, printable
 from eventseal.cli.shared_options import Options, command_group, with_options
 from eventseal.erasure.epoch_keks import refuse_needed_by_ledger
+from eventseal.kms.adapter import without_query
 from eventseal.rotation import refuse_needed_kek
 
 EXAMPLES = """\b
@@ -40,6 +41,7 @@ def check(
     with options.open_seal() as seal:
         left = refuse_needed_kek(seal, uri, kek_version)
         refuse_needed_by_ledger(seal, uri, kek_version)
+    uri = without_query(uri)
     if options.as_json:
         # "retire": this check was once an option of that command, and scripts know its output.
         print_json({"verb": "retire", "kek": uri, "kek_version": kek_version, "needed": 0, "wrappings": left})

@@ -45,8 +45,8 @@ def rewrap(
     your applications run, or run `eventseal verify`. Then run this command again,
     with the permission of the KMS to unwrap. If a run is interrupted, run it again.
     """
-    target = None if to is None else adapter_from_uri(to)
     with options.open_seal() as seal, shown_progress("rewrap", "keys") as progress:
+        target = None if to is None else adapter_from_uri(to, seal.settings.kms_options)
         result = rewrap_keys(seal, to=target, batch=batch, dry_run=options.dry_run, progress=progress)
         if not options.dry_run:
             rewrap_ledger_key(seal, target)

@@ -93,7 +93,7 @@ def _configured(seal: EventSeal, uri: str) -> KmsAdapter:
 
     If the KEK is not listed, return a new adapter, which `roll_epoch` refuses.
     """
-    named = adapter_from_uri(uri)
+    named = adapter_from_uri(uri, seal.settings.kms_options)
     return next((adapter for adapter in seal.keyring.keks if adapter.uri == named.uri), named)
 
 

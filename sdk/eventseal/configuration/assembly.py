@@ -18,6 +18,7 @@ from eventseal.errors import ConfigurationError, EventSealError, StoreUnavailabl
 from eventseal.items.acceptance import AcceptedFormats
 from eventseal.items.event_modules import import_listed
 from eventseal.keys import CachePolicy, Keyring, RotationPolicy
+from eventseal.keys.wrapping.keks import check_adapters
 from eventseal.kms import adapter_from_uri
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
 from eventseal.storage.accepted_formats import AcceptedNow
@@ -280,7 +281,7 @@ class EventSeal:
     ) -> None:
         self.settings = settings
         self.places = tuple(places)
-        adapters = [adapter_from_uri(uri) for uri in configured_keks(settings)] if kms is None else kms
+        adapters = configured_adapters(settings) if kms is None else kms
         self.stores = Stores(settings)
         self.datastore = self.stores.datastore
         self.key_store = self.stores.key_store
@@ -406,6 +407,19 @@ def configured_keks(settings: Settings) -> tuple[str, ...]:
             remedy="List as many KMS keys in kms_key, or remove wrap_quorum. Then each wraps every key.",
         )
     return settings.kms_key
+
+
+def configured_adapters(settings: Settings) -> list[KmsAdapter]:
+    """
+    Create the adapters of the configured KEKs, in order, without a call.
+
+    Raises:
+        ConfigurationError: No KEK is configured, one is listed twice, or an adapter refuses its URI or its
+            options.
+    """
+    adapters = [adapter_from_uri(uri, settings.kms_options) for uri in configured_keks(settings)]
+    check_adapters(adapters)
+    return adapters
 
 
 def rotation_policy(settings: Settings) -> RotationPolicy:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pydantic import SecretStr
 
-from eventseal.configuration.assembly import EventSeal, Stores, configured_keks, configured_ledger
+from eventseal.configuration.assembly import (
+    EventSeal,
+    Stores,
+    configured_adapters,
+    configured_keks,
+    configured_ledger,
+)
 from eventseal.configuration.loading import (
     DEFAULT_FILE,
     environment_names,
@@ -26,6 +32,7 @@ from eventseal.errors import ConfigurationError, KeyDestroyedError, KmsForbidden
 from eventseal.keys.authentication.revocations import NEW_KEY_TABLES, old_key_tables
 from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE, new_key_id
 from eventseal.keys.states import KeyPurpose
+from eventseal.keys.wrapping.keks import check_adapters
 from eventseal.kms import SupportsCheck, adapter_from_uri
 from eventseal.kms.adapter import EncryptionContext, adapter_class
 from eventseal.rotation.table_checks import has_old_key_tables
@@ -105,7 +112,9 @@ class InitSteps:
         if self._ledger is not None:
             self._ledger.check_place()
         self._has_ledger = self._ledger is not None and self._ledger.exists(self._settings.application)
-        self._kms = [self._checked(uri) for uri in self._keks if uri not in self._missing_keks]
+        there = [uri for uri in self._keks if uri not in self._missing_keks]
+        check_adapters([self._adapter(uri) for uri in there])
+        self._kms = [self._checked(uri) for uri in there]
 
     def report(self) -> Iterator[SetupStep]:
         """Yield the steps of a dry run."""
@@ -123,7 +132,7 @@ class InitSteps:
         for uri in self._missing_keks:
             self._makers[uri].create_from_uri(uri)
         yield from self._kek_steps()
-        adapters = [adapter_from_uri(uri) for uri in self._keks]
+        adapters = configured_adapters(self._settings)
         yield from [self._checked(uri) for uri in self._keks] if self._missing_keks else self._kms
         self._stores.datastore.setup_tables(application=self._settings.application)
         yield self._tables_step()
@@ -145,7 +154,7 @@ class InitSteps:
     def _lost(self, uri: str, makers: Mapping[str, Any]) -> ConfigurationError:
         """Create the error for a lost KEK of an application with keys."""
         application = self._settings.application
-        there = {adapter_from_uri(other).uri for other, kind in makers.items() if kind.exists(other)}
+        there = {self._adapter(other).uri for other, kind in makers.items() if kind.exists(other)}
         scheme = uri.partition("://")[0]
         wrapped = sum(
             use.wrappings
@@ -191,10 +200,13 @@ class InitSteps:
                 if has_old_key_tables(self._stores.key_store, self._settings.application):
                     raise old_key_tables(self._settings.application)
 
+    def _adapter(self, uri: str) -> KmsAdapter:
+        return adapter_from_uri(uri, self._settings.kms_options)
+
     def _checked(self, uri: str) -> SetupStep:
         """Check the permissions on a KEK."""
         is_first = uri == next(iter(self._keks))
-        return _checked(adapter_from_uri(uri), self._settings.application, is_first=is_first)
+        return _checked(self._adapter(uri), self._settings.application, is_first=is_first)
 
     def _kek_steps(self) -> Iterator[SetupStep]:
         for uri in self._makers:
@@ -290,7 +302,7 @@ def initialise(path: str | Path | None = None, *, dry_run: bool = False, **optio
         path: The settings file. If it is ``None``: the file that ``EVENTSEAL_CONFIG`` names, else
             ``eventseal.toml``.
         dry_run: Only report what would be created.
-        options: Settings by name: strings, whole numbers, booleans, or lists of strings.
+        options: Settings by name: strings, whole numbers, booleans, lists of strings, or tables of these.
 
     Returns:
         The steps, in order.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,7 +16,7 @@ from eventseal.errors import ConfigurationError
 from eventseal.wording import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from pydantic_core import ErrorDetails
 
@@ -195,7 +196,7 @@ def _hidden(value: object) -> object:
     return value if isinstance(value, SecretStr | None) else SecretStr(str(value))
 
 
-Value: TypeAlias = "str | int | bool | Sequence[str]"
+Value: TypeAlias = "str | int | bool | Sequence[str] | Mapping[str, Value]"
 
 _HEADING = """\
 # Settings of EventSeal. EVENTSEAL_* variables win over this file. It may hold passwords, so only its
@@ -236,7 +237,7 @@ def as_toml(values: Mapping[str, Value]) -> str:
     Return the text of a settings file.
 
     Args:
-        values: Strings, whole numbers, booleans and lists of strings, by name.
+        values: Strings, whole numbers, booleans, lists of strings and tables of these, by name.
     """
     return _HEADING + "".join([f"{name} = {_as_toml(value)}\n" for name, value in values.items()])
 
@@ -247,4 +248,6 @@ def _as_toml(value: Value) -> str:
     if isinstance(value, str):
         # JSON strings are TOML strings, except that TOML does not allow DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, Mapping):
+        return f"{{{', '.join([f'{_as_toml(name)} = {_as_toml(entry)}' for name, entry in value.items()])}}}"
     return f"[{', '.join([_as_toml(entry) for entry in value])}]"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections import Counter
 from datetime import timedelta
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -22,6 +24,7 @@ ENVIRONMENT_PREFIX = "EVENTSEAL_"
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _LONGEST = 1e9  # seconds, some 31 years
 _NOT_A_DURATION = "a duration is a number of seconds, or a number with a unit: 90d, 12h, 15m, 60s"
+_NOT_OPTIONS = 'the value must be a table for each scheme. As text, it is JSON: {"aws-kms": {"profile": ...}}'
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
 _TABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
@@ -77,6 +80,24 @@ def _key_uris(uris: tuple[str, ...]) -> tuple[str, ...]:
     return uris
 
 
+def _options_by_scheme(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value, object_pairs_hook=_without_repetition) if value.strip() else {}
+        except (json.JSONDecodeError, RecursionError):
+            raise ValueError(_NOT_OPTIONS) from None
+    if not isinstance(value, dict) or not all(isinstance(options, dict) for options in value.values()):
+        raise ValueError(_NOT_OPTIONS)
+    return value
+
+
+def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    for name, count in Counter(name for name, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{name!r} is given twice")
+    return dict(pairs)
+
+
 def _record_names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if _TABLE.fullmatch(name) is None:
@@ -106,6 +127,7 @@ DurationOrNever: TypeAlias = Annotated[
     timedelta | None, BeforeValidator(_duration_or_never), AfterValidator(_positive)
 ]
 WholeNumber: TypeAlias = Annotated[int, BeforeValidator(_not_a_boolean)]
+KmsOptions: TypeAlias = Annotated[dict[str, dict[str, Any]], NoDecode, BeforeValidator(_options_by_scheme)]
 Texts: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 
 
@@ -128,8 +150,14 @@ class Settings(BaseSettings):
 
     kms_key: Annotated[Texts, AfterValidator(_key_uris)] = Field(
         default=(),
+        repr=False,
         description="The key URI of the KMS key, or several: the first generates keys, each wraps them, and "
         "any of them unwraps them.",
+    )
+    kms_options: KmsOptions = Field(
+        default={},
+        repr=False,
+        description="Options of the KMS adapters, one table for each scheme of key URIs. Never shown.",
     )
     wrap_quorum: Annotated[WholeNumber | None, Field(ge=1)] = Field(
         default=None,

@@ -14,6 +14,7 @@ from eventseal.erasure.shredding import own_ledger
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.wrapping.unwrapping import is_under
 from eventseal.kms import SupportsDeletion, SupportsVersions
+from eventseal.kms.adapter import without_query
 from eventseal.rotation.rewrapping import kek_names
 from eventseal.wording import moment
 
@@ -301,7 +302,8 @@ def refuse_needed_by_ledger(store: SealedStore, uri: str, version: str | None = 
     ]
     if leaving and not ledger.opens_without(store, leaving):
         raise JobError(
-            f"the key of {ledger.name} does not open without {uri}, so no entry could be verified",
+            f"the key of {ledger.name} does not open without {without_query(uri)}, so no entry could be "
+            "verified",
             remedy="Run `eventseal rewrap`, which wraps the ledger's key under the current KMS keys. Then "
             "try again.",
         )

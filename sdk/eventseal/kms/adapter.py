@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.metadata import entry_points
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from eventseal.errors import ConfigurationError
 from eventseal.suites.hkdf import length_prefixed
+from eventseal.wording import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
+    from importlib.metadata import EntryPoint
     from uuid import UUID
 
     from eventseal.errors import EventSealError
@@ -111,8 +114,9 @@ class KmsAdapter(Protocol):
     """
     Wraps and unwraps keys of 32 bytes under one KEK.
 
-    An adapter class also has a classmethod ``from_uri(uri)``. Its constructors validate local settings and
-    make no network call. Several threads may call its methods at the same time.
+    An adapter class also has a classmethod ``from_uri(uri)``. Its keyword-only arguments, if it has any, are
+    the adapter's options in the setting ``kms_options``. Its constructors validate local settings and make
+    no network call. Several threads may call its methods at the same time.
     """
 
     @property
@@ -379,9 +383,10 @@ class SupportsDeletion(Protocol):
 
 ENTRY_POINT_GROUP = "eventseal.kms"
 _BARE_ARN = "arn:"
+_KEY_FILE = "local://"  # its path may contain a question mark
 
 
-def adapter_from_uri(uri: str) -> KmsAdapter:
+def adapter_from_uri(uri: str, options: Mapping[str, Mapping[str, Any]] | None = None) -> KmsAdapter:
     """
     Create the adapter that *uri* names.
 
@@ -390,11 +395,25 @@ def adapter_from_uri(uri: str) -> KmsAdapter:
     Args:
         uri: The URI of one KEK, as in ``kms=`` or ``EVENTSEAL_KMS_KEY``: ``<scheme>://...``, or a bare
             ``arn:aws:kms:...``.
+        options: Options of adapters by scheme, as in the setting ``kms_options``. Those of the URI win.
 
     Raises:
-        ConfigurationError: No adapter is installed for the scheme, or the adapter refuses the URI.
+        ConfigurationError: No adapter is installed for the scheme, or the adapter refuses the URI. Or the
+            options name an unknown scheme or option.
     """
-    return cast("KmsAdapter", adapter_class(uri).from_uri(uri))
+    kind = adapter_class(uri)
+    chosen = _options_for(_scheme_of(uri), kind, options or {})
+    return cast("KmsAdapter", kind.from_uri(uri, **chosen))
+
+
+def without_query(uri: str) -> str:
+    """
+    Return a key URI without its query, whose options may be secret.
+
+    Args:
+        uri: The URI of one KEK, as for :func:`adapter_from_uri`.
+    """
+    return uri if uri.startswith(_KEY_FILE) else uri.partition("?")[0]
 
 
 def adapter_class(uri: str) -> Any:
@@ -409,8 +428,8 @@ def adapter_class(uri: str) -> Any:
     Raises:
         ConfigurationError: No adapter is installed for the scheme.
     """
-    scheme = "aws-kms" if uri.startswith(_BARE_ARN) else uri.partition("://")[0]
-    known = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    scheme = _scheme_of(uri)
+    known = _installed()
     if "://" not in uri and not uri.startswith(_BARE_ARN):
         # The message does not repeat the value: it may be key bytes, entered by mistake.
         raise ConfigurationError(
@@ -423,6 +442,35 @@ def adapter_class(uri: str) -> Any:
             remedy=f"Correct the URI, or install the adapter. These are installed: {_listed(known)}.",
         )
     return known[scheme].load()
+
+
+def _scheme_of(uri: str) -> str:
+    return "aws-kms" if uri.startswith(_BARE_ARN) else uri.partition("://")[0]
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _options_for(scheme: str, kind: Any, options: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the options of one scheme. An unknown scheme or option is refused."""
+    known = _installed() if options else {}
+    for name in options:
+        if name not in known:
+            raise ConfigurationError(
+                f"kms_options has options for {name!r}, but no KMS adapter is installed for it",
+                remedy=did_you_mean(name, known, f"These schemes exist: {_listed(known)}."),
+            )
+    chosen = options.get(scheme, {})
+    parameters = signature(kind.from_uri).parameters.values() if chosen else ()
+    names = [parameter.name for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]
+    for name in chosen:
+        if name not in names:
+            raise ConfigurationError(
+                f"kms_options has an unknown option for {scheme}: {name}",
+                remedy=did_you_mean(name, names, f"The adapter has these options: {_listed(names)}."),
+            )
+    return chosen
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from uuid import UUID
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.wrapping.unwrapping import is_under
 from eventseal.kms import adapter_from_uri
+from eventseal.kms.adapter import without_query
 from eventseal.rotation.results import Failure, JobResult, Run
 from eventseal.rotation.table_checks import refuse_old_key_tables
 from eventseal.wording import counted
@@ -105,6 +106,7 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
         KmsError: An alias could not be resolved, or a KEK that stays refused or failed.
         StoreError: The key store refused or failed.
     """
+    shown = without_query(uri)
     report = kek_report(store)
     stored = {use.kek_uri for use in report.uses}
     wrapped = f"Keys are wrapped under {', '.join(sorted(stored))}" if stored else "No key is wrapped yet"
@@ -112,17 +114,17 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
         named = kek_names(store, uri, stored)
     except ConfigurationError as error:
         raise ConfigurationError(
-            f"no key is wrapped under {uri}, and the KMS key cannot be used: {error}. {wrapped}",
+            f"no key is wrapped under {shown}, and the KMS key cannot be used: {error}. {wrapped}",
             remedy="Name the KMS key as in kms_key. `eventseal status` lists those that wrap keys.",
         ) from error
     if not named and not _is_configured(store, uri):
         raise ConfigurationError(
-            f"no key is wrapped under {uri}, and it is not configured, so it may be misspelled. {wrapped}",
+            f"no key is wrapped under {shown}, and it is not configured, so it may be misspelled. {wrapped}",
             remedy="Name the KMS key as in kms_key. To check a KMS key that wraps no key now, add it there.",
         )
     versions = [use.kek_version for use in report.uses if use.kek_uri in named]
     if version is not None and version not in versions:
-        raise _no_such_version(version, uri, versions)
+        raise _no_such_version(version, shown, versions)
 
     def is_leaving(wrapped: WrappedKey) -> bool:
         # A wrapping without a version may be of this version.
@@ -130,7 +132,7 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
 
     proof = store.keyring.wrappings.prove_without(is_leaving)
     if proof.failed:
-        what = uri if version is None else f"version {version} of {uri}"
+        what = shown if version is None else f"version {version} of {shown}"
         key_id, reason = next(iter(proof.failures.items()))
         raise JobError(
             f"{what} is needed: without it, {counted(proof.failed, 'key')} cannot be opened. "
@@ -138,7 +140,7 @@ def refuse_needed_kek(store: SealedStore, uri: str, version: str | None = None) 
             remedy="If kms_key names no other KMS key, add one. Then run `eventseal rewrap`, and check "
             "again. If the rewrap reports failures, find out who changed the key tables, and restore the "
             "rows of those keys from a backup.",
-            kek_uri=uri,
+            kek_uri=shown,
             kek_version=version,
             keys=proof.failed,
             key_id=key_id,
@@ -174,10 +176,12 @@ def _is_configured(store: SealedStore, uri: str) -> bool:
 
 def _adapter_of(store: SealedStore, uri: str) -> KmsAdapter | None:
     """Return the KEK's adapter. For a key file's check value, return ``None``."""
-    configured = next((kek for kek in store.keyring.keks if kek.uri == uri), None)
-    if configured is None and not _is_of_a_key_file(uri):
-        return adapter_from_uri(uri)
-    return configured
+    configured = {kek.uri: kek for kek in store.keyring.keks}
+    if uri in configured or _is_of_a_key_file(uri):
+        return configured.get(uri)
+    named = adapter_from_uri(uri)
+    # The configured adapter has the options of kms_options.
+    return configured.get(named.uri, named)
 
 
 def _is_of_a_key_file(uri: str) -> bool:

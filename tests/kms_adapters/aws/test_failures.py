@@ -12,7 +12,7 @@ from eventseal.errors import (
     KmsUnavailableError,
 )
 from eventseal_kms.aws.arn import KeyArn
-from eventseal_kms.aws.failures import failure_of
+from eventseal_kms.aws.failures import Attempt, failure_of
 
 KEY = KeyArn.parse("arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab")
 
@@ -25,7 +25,7 @@ def answer(code, status=400, operation="Decrypt", message="", **headers):
 
 
 def error_of(caught):
-    return failure_of(caught, operation="Decrypt", key=KEY).error
+    return failure_of(caught, Attempt(operation="Decrypt", key=KEY)).error
 
 
 @pytest.mark.parametrize(
@@ -34,19 +34,19 @@ def error_of(caught):
         (
             boto.EndpointConnectionError(endpoint_url="https://kms"),
             KmsUnavailableError,
-            "connection to KMS failed",
+            "connection failed",
         ),
         (boto.ConnectTimeoutError(endpoint_url="https://kms"), KmsUnavailableError, "in time"),
         (boto.ReadTimeoutError(endpoint_url="https://kms"), KmsUnavailableError, "in time"),
         (
             boto.ConnectionClosedError(endpoint_url="https://kms"),
             KmsUnavailableError,
-            "connection to KMS failed",
+            "connection failed",
         ),
         (
             boto.ProxyConnectionError(proxy_url="http://proxy"),
             KmsUnavailableError,
-            "connection to KMS failed",
+            "connection failed",
         ),
         (boto.SSLError(endpoint_url="https://kms", error="bad"), KmsUnavailableError, "TLS"),
         (ResponseParserError("no JSON"), KmsUnavailableError, "does not come from KMS"),
@@ -56,9 +56,9 @@ def error_of(caught):
         (
             boto.PartialCredentialsError(provider="env", cred_var="X"),
             ConfigurationError,
-            "no AWS credentials",
+            "credentials are incomplete",
         ),
-        (boto.ProfileNotFound(profile="nobody"), ConfigurationError, "settings"),
+        (boto.ProfileNotFound(profile="nobody"), ConfigurationError, "no such profile"),
         (boto.UnauthorizedSSOTokenError(), KmsForbiddenError, "sign-in"),
         (boto.TokenRetrievalError(provider="sso", error_msg="y"), KmsForbiddenError, "sign-in"),
         (boto.BotoCoreError(), KmsError, "could not make the call"),

@@ -19,21 +19,21 @@ from eventseal.errors import (
     KmsKeyStateError,
     KmsUnavailableError,
 )
-from eventseal_kms.aws import AwsKmsAdapter, calls
+from eventseal_kms.aws import AwsKmsAdapter, clients
 
 HEALED_WITHIN = 60.0  # it heals at the first call: this only bounds a call that hangs
 SLACK = 4  # how much slower than this project's own machines a busy one may be
 SILENT, ANSWERING = 1.0, 60.0
 """Time-outs where nothing answers, and where something does: there none may run out on a busy machine."""
-TRIES = calls.ATTEMPTS
+TRIES = clients.ATTEMPTS
 
 
 @pytest.fixture
 def time_out(request, monkeypatch):
     """Time-outs of tests; the tries stay those of production."""
     seconds = getattr(request, "param", ANSWERING)
-    monkeypatch.setattr(calls, "CONNECT_TIMEOUT", seconds)
-    monkeypatch.setattr(calls, "READ_TIMEOUT", seconds)
+    monkeypatch.setattr(clients, "CONNECT_TIMEOUT", seconds)
+    monkeypatch.setattr(clients, "READ_TIMEOUT", seconds)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from eventseal.errors import (
 from eventseal.keys.records import new_key_id
 from eventseal.keys.states import KeyPurpose, KeyState
 from eventseal.keys.wrapping.branches import BRANCH_PREFIX
+from eventseal.keys.wrapping.keks import check_adapters
 from eventseal.kms import (
     EncryptionContext,
     KmsUse,
@@ -29,6 +30,7 @@ from eventseal.kms import (
     TellsVersion,
     adapter_from_uri,
 )
+from eventseal.kms.adapter import without_query
 from eventseal.rotation.status.key_totals import key_under, keys_without_wrapping
 from eventseal.wording import counted
 
@@ -53,13 +55,17 @@ def build_adapters(settings: Settings, adapters: dict[str, KmsAdapter]) -> Itera
     """
     for uri in configured_keks(settings):
         try:
-            adapters[uri] = adapter_from_uri(uri)
+            adapters[uri] = adapter_from_uri(uri, settings.kms_options)
         except EventSealError as error:
             yield KMS.raised(error)
         except ImportError as error:
             yield KMS.problem(
-                ConfigurationError, f"{uri}: {error}", "Install the extra that the message names."
+                ConfigurationError,
+                f"{without_query(uri)}: {error}",
+                "Install the extra that the message names.",
             )
+    if adapters:
+        check_adapters(list(adapters.values()))
 
 
 @KMS.check

@@ -234,7 +234,7 @@ class Keks:
         clock: Clock | None = None,
         verifier: Verifier | None = None,
     ) -> None:
-        _check_adapters(adapters)
+        check_adapters(adapters)
         self.adapters = tuple(adapters)
         self.calls = calls
         self._quorum = _checked_quorum(quorum, len(self.adapters))
@@ -289,7 +289,13 @@ class Keks:
         return outcomes
 
 
-def _check_adapters(adapters: Sequence[object]) -> None:
+def check_adapters(adapters: Sequence[object]) -> None:
+    """
+    Check that a keyring can use these adapters together.
+
+    Raises:
+        ConfigurationError: There is none, one is not an adapter, or two are of one KEK.
+    """
     if not adapters:
         raise ConfigurationError(
             "no KMS key is configured, and there is no default",
