@@ -107,7 +107,8 @@ def test_tables_of_an_older_store_are_left_as_they_are(lax_tables, shop, sql):
     if shop.startswith("postgresql"):
         tables = "SELECT conname FROM pg_constraint WHERE contype = 'c' AND conname LIKE 'ck_%'"
     before = sql(tables)
-    assert not any("STRICT" in str(row) or "ck_" in str(row) for row in before)
+    older = [str(row) for row in before if "eventseal_key_claims" not in str(row)]  # which no older store has
+    assert not any("STRICT" in row or "ck_" in row for row in older)
     assert not any(step.changed for step in initialise())
     assert sql(tables) == before
     assert amiss() == []

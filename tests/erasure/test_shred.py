@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import delete, event, text
 from tests.fixtures.key_marks import mark_of
 from tests.fixtures.postgres_databases import wait_until_blocked
 
@@ -27,6 +27,7 @@ from eventseal.keys import KeyPurpose, KeyState
 from eventseal.rotation import reencrypt, retire, rotate_keys, verify
 from eventseal.storage import IntegerSequencedItemRecord, SQLAlchemyActiveRecordStrategy
 from eventseal.storage.items.fences import CLOSED, OPEN, fence_states
+from eventseal.storage.keys.tables import key_claims
 from eventseal.testing import FakeKms
 
 if TYPE_CHECKING:
@@ -363,6 +364,8 @@ def free_the_slot(process: Process) -> None:
     """Deactivate the scope's key without another in its place: what no verb does."""
     from dataclasses import replace
 
+    with process.seal.datastore.key_engine.begin() as connection:
+        connection.execute(delete(key_claims))  # of the key that held the slot
     seals = process.seal.keyring._ring.store_key.made_seals()
     (active,) = [record for record in process.rows() if record.state is KeyState.ACTIVE]
     closed = replace(

@@ -201,11 +201,11 @@ class TestSetup:
         datastore.drop_tables()
         assert table_names(datastore) == set()
 
-    def test_sqlite_files_are_in_wal_mode_and_wait_five_seconds(self, sqlite_url, open_datastore):
+    def test_sqlite_files_are_in_wal_mode_and_wait_half_a_minute(self, sqlite_url, open_datastore):
         datastore = open_datastore(sqlite_url)
         with datastore.engine.connect() as connection:
             assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
-            assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 5000
+            assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 30_000
 
     def test_a_closed_datastore_opens_again_when_it_is_used(self, store_url, open_datastore):
         datastore = open_datastore(store_url)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from contextlib import ExitStack
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -83,6 +85,106 @@ print(key.key_id, keyring.counters.kms_calls)
 keyring.close()
 datastore.close()
 """
+
+
+CROWD = """
+import json, os, sys, warnings
+from eventseal.keys import CachePolicy, Keyring
+from eventseal.storage import *
+from eventseal.testing import FakeKms, ManualClock
+
+url, count, store = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+kms = FakeKms("kek")
+kms.delay = 0.02
+scope = "tenant:acme"
+
+def work(go):
+    datastore = SQLAlchemyDatastore(SQLAlchemySettings(url), [IntegerSequencedItemRecord])
+    clock, cache = ManualClock(), CachePolicy(ttl=1e9)
+    keyring = Keyring(kms, SQLAlchemyKeyStore(datastore), application="shop", clock=clock, cache=cache)
+    if store == "expired":
+        keyring.sealing_keys({scope: 1})
+        clock.advance(91 * 86400)
+        ready()
+    os.read(go, 1)
+    if store == "new":
+        datastore.setup_tables()
+    key = keyring.sealing_keys({scope: 1})[scope]
+    return {"key": str(key.key_id), "made": kms.count("generate_data_key")}
+
+if store != "new":
+    datastore = SQLAlchemyDatastore(SQLAlchemySettings(url), [IntegerSequencedItemRecord])
+    datastore.setup_tables()
+    if store == "expired":
+        Keyring(kms, SQLAlchemyKeyStore(datastore), application="shop").prepare([scope])
+    datastore.close()
+    kms.calls.clear()
+go, start = os.pipe()
+readers, ready_end = os.pipe()
+answers, answer_end = os.pipe()
+
+def ready():
+    os.write(ready_end, b".")
+
+for _ in range(count):
+    if os.fork() == 0:
+        os.close(start)
+        try:
+            answer = work(go)
+        except BaseException as error:
+            answer = {"error": repr(error)}
+        os.write(answer_end, json.dumps(answer).encode() + b"\\n")
+        os._exit(0)
+os.close(answer_end)
+if store == "expired":
+    for _ in range(count):
+        os.read(readers, 1)
+os.close(start)
+with open(answers) as lines:
+    sys.stdout.writelines(lines)
+"""
+
+
+def crowd(url: str, processes: int, store: str) -> list[dict[str, Any]]:
+    """
+    Let processes that were forked from one start together, and use the key of one scope.
+
+    Args:
+        url: An empty database.
+        processes: How many.
+        store: ``new`` if they create its tables too, ``empty`` if it has no key yet, or ``expired`` if the
+            key of the scope is due for rotation.
+    """
+    command = [sys.executable, "-W", "error", "-c", CROWD, url, str(processes), store]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == processes
+    assert not [answer["error"] for answer in answers if "error" in answer]
+    return answers
+
+
+@pytest.mark.slow
+def test_fifty_processes_that_start_together_make_one_key(store_url, open_datastore):
+    # PostgreSQL takes long to list its tables for each of them.
+    answers = crowd(store_url, 50, "new" if store_url.startswith("sqlite") else "empty")
+    assert len({answer["key"] for answer in answers}) == 1
+    assert sum(answer["made"] for answer in answers) == 2  # with the store key
+    assert len(SQLAlchemyKeyStore(open_datastore(store_url, setup=False)).page("shop")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+def test_processes_that_set_up_a_new_store_on_postgresql_together_make_one_key(postgres_url):
+    assert sum(answer["made"] for answer in crowd(postgres_url, 8, "new")) == 2
+
+
+@pytest.mark.slow
+def test_processes_whose_key_expires_make_one_new_key(store_url, open_datastore):
+    answers = crowd(store_url, 12, "expired")
+    assert sum(answer["made"] for answer in answers) == 1
+    records = SQLAlchemyKeyStore(open_datastore(store_url, setup=False)).page("shop")
+    data_keys = [record for record in records if record.purpose is KeyPurpose.DATA]
+    assert sorted(record.state for record in data_keys) == [KeyState.ACTIVE, KeyState.DEACTIVATED]
 
 
 @pytest.mark.slow

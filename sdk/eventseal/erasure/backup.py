@@ -164,7 +164,7 @@ class Backup:
         self.close()
 
 
-_SHOWN_TABLES = 10
+_SHOWN_TABLES = 20
 
 
 def _at_rest(settings: SQLAlchemySettings) -> SQLAlchemySettings:

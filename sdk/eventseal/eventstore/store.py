@@ -13,6 +13,7 @@ from eventseal.items.sealed_places import SealedPlace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from eventseal.items.mapper import SequencedItemMapper
 
@@ -144,6 +145,38 @@ class EventStore:
             # A key was retired between sealing and writing: the keyring must notice it, and use the next key.
             mapper.cipher.refresh()
             self.active_record_strategy.append(mapper.to_sequenced_items(events))
+
+    def transaction(self, session: Any = None) -> AbstractContextManager[Any]:
+        """
+        Store events and your own rows together, in one block.
+
+        Every append of this thread inside the block writes to one transaction: those of this store, and those
+        of all event stores of the same datastore. Reads inside it see what it has written.
+
+        After a conflict, only the append that raised it is undone, and the error says so. After any other
+        error of the database, the whole transaction is rolled back, and must be run again.
+
+        Args:
+            session: Your own SQLAlchemy session, on the database of the events. You commit it, or roll it
+                back, after the block. With ``None``, the end of the block commits. An error that leaves the
+                block rolls everything back.
+
+        Returns:
+            A context manager that yields the session, to which you add your own rows.
+
+        Raises:
+            ConfigurationError: The block is inside another one, or the session has an open transaction that
+                you did not pass. Or the strategy has no transactions.
+            StoreError: The transaction was not committed.
+        """
+        begin = getattr(self.active_record_strategy, "transaction", None)
+        if begin is None:
+            raise ConfigurationError(
+                f"{type(self.active_record_strategy).__qualname__} has no transactions",
+                remedy="Use SQLAlchemyActiveRecordStrategy, or append each list of events alone.",
+            )
+        block: AbstractContextManager[Any] = begin(session)
+        return block
 
     def get_domain_event(self, originator_id: Any, eq: Any) -> Any:
         """

@@ -31,6 +31,36 @@ HARD_LIMIT = 2**32
 """The highest number of items that one data key may ever seal."""
 
 
+class SupportsClaims(Protocol):
+    """
+    An optional ability of a key store: claims of slots.
+
+    With it, processes wait while another one creates a key. Without it, processes that create a key together
+    call the KMS once each, and all but one key is discarded.
+    """
+
+    def claim_slots(
+        self, slots: Collection[bytes], *, owner: UUID, seconds: float, wait: bool = True
+    ) -> set[bytes]:
+        """
+        Claim the creation of keys in slots.
+
+        Args:
+            slots: Digests of 32 bytes.
+            owner: A random id of the caller, who may claim a slot again.
+            seconds: The duration of the claims, by the database's clock.
+            wait: Whether to wait for another writer. If ``False``, nothing is claimed while one writes.
+
+        Returns:
+            The slots that nobody else has claimed. A claim may be lost, as long as that is rare.
+        """
+        ...
+
+    def release_slots(self, slots: Collection[bytes], *, owner: UUID) -> None:
+        """End the owner's claims, without waiting for another writer."""
+        ...
+
+
 @runtime_checkable
 class KeyStore(Protocol):
     """

@@ -18,6 +18,7 @@ from eventseal.keys.store import HARD_LIMIT
 from eventseal.storage.database.column_types import DatabaseClock, HoldsUUID
 from eventseal.storage.database.transactions import read, write
 from eventseal.storage.items.registry import register_place, registered_places
+from eventseal.storage.keys.claims import claim_slots, release_slots
 from eventseal.storage.keys.rows import (
     insert_records,
     insert_wrappings,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
         NextMark,
         Replacement,
     )
+    from eventseal.keys.store import SupportsClaims
     from eventseal.kms.adapter import WrappedKey
     from eventseal.storage.datastore import SQLAlchemyDatastore
 
@@ -155,6 +157,24 @@ class SQLAlchemyKeyStore:
             )
 
         return self._write(add, "creating keys")
+
+    def claim_slots(
+        self, slots: Collection[bytes], *, owner: UUID, seconds: float, wait: bool = True
+    ) -> set[bytes]:
+        """Claim the creation of keys in slots, and return the claimed ones."""
+        work = partial(claim_slots, slots=slots, owner=owner, seconds=seconds)
+        self._refuse_in_transaction("creating keys")
+        try:
+            return self._write(work, "claiming the creation of keys", wait=wait)
+        except StoreUnavailableError:
+            if wait:
+                raise
+            return set()
+
+    def release_slots(self, slots: Collection[bytes], *, owner: UUID) -> None:
+        """End the owner's claims, without waiting for another writer."""
+        work = partial(release_slots, slots=slots, owner=owner)
+        self._write(work, "ending the claims of keys", wait=False)
 
     def replace_all_active(
         self, replacements: Sequence[Replacement], *, next_mark: NextMark, wait: bool = True
@@ -348,13 +368,20 @@ class SQLAlchemyKeyStore:
         self, work: Callable[[Connection], T], doing: str, *, wait: bool = True, filtered: bool = True
     ) -> T:
         engine = self._engine
-        if engine is self._datastore.engine and self._datastore.holds_write_lock():
-            raise StoreUnavailableError(
-                f"{doing} is not possible inside the session's open write transaction", remedy=_PREPARE
-            )
+        self._refuse_in_transaction(doing)
         try:
             return write(engine, work, doing=doing, wait=wait, filtered=filtered)
         except StoreUnavailableError as error:
             if engine.dialect.name == "sqlite":
                 error.remedy = f"{error.remedy} {_PREPARE}"
             raise
+
+    def _refuse_in_transaction(self, doing: str) -> None:
+        if self._engine is self._datastore.engine and self._datastore.holds_write_lock():
+            raise StoreUnavailableError(
+                f"{doing} is not possible inside the session's open write transaction", remedy=_PREPARE
+            )
+
+
+if TYPE_CHECKING:
+    _: type[SupportsClaims] = SQLAlchemyKeyStore

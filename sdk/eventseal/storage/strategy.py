@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import select
@@ -15,6 +15,7 @@ from eventseal.storage.database.faults import is_transient, translated
 from eventseal.storage.database.layout import follow_layout_of
 from eventseal.storage.datastore import DATASTORE
 from eventseal.storage.items.appends import ItemAppends
+from eventseal.storage.items.caller_transactions import joined_transaction, own_transaction
 from eventseal.storage.items.columns import comes_after, item_columns
 from eventseal.storage.items.places import TablePlace
 from eventseal.storage.items.registry import entry_of, read_visible_registry
@@ -99,9 +100,26 @@ class SQLAlchemyActiveRecordStrategy:
         engine = self._current_session().get_bind(mapper=self.active_record_class).engine
         return TablePlace(engine, SealedTable.of(self._columns, None))
 
+    @contextmanager
+    def transaction(self, session: Session | scoped_session[Session] | None = None) -> Iterator[Session]:
+        """
+        Run a block as one transaction. See :meth:`eventseal.eventstore.EventStore.transaction`.
+
+        Args:
+            session: The session of an application that commits itself. With ``None``, the end of the block
+                commits the strategy's own session.
+        """
+        if session is None:
+            with own_transaction(self._current_session()) as own:
+                yield own
+            return
+        theirs = session() if isinstance(session, scoped_session) else session
+        with joined_transaction(self.session, theirs, self.active_record_class):
+            yield theirs
+
     def append(self, items: Any) -> None:
         """
-        Write one or more items and commit the session.
+        Write one or more items and commit the session. Inside :meth:`transaction`, it commits nothing.
 
         The commit includes whatever else the caller has added to the session. On any error, nothing is
         written. Only after :class:`KeyClosedError`, the caller's own rows stay in the open transaction. The

@@ -260,7 +260,7 @@ def _check_file(what: str, connection: Connection) -> Iterator[Finding]:
     if patience < 1:
         yield DATABASE.warning(
             f"{what}: the busy timeout is {patience:g} s: a writer that meets another one fails immediately",
-            "Remove `timeout` from the database's URL: then it is 5 s.",
+            "Remove `timeout` from the database's URL: then it is 30 s.",
         )
     if connection.exec_driver_sql("PRAGMA synchronous").scalar_one() < _SQLITE_FULL:
         yield DATABASE.warning(

@@ -13,6 +13,7 @@ from eventseal.keys.authentication.row_macs import ScopeDigests
 from eventseal.keys.data_key import binding_of
 from eventseal.keys.records import new_record
 from eventseal.keys.rewrap.key_wrappings import KeyWrappings
+from eventseal.keys.ring.claims import Claims
 from eventseal.keys.ring.destroying import Destroyer
 from eventseal.keys.ring.held_keys import HeldKeys
 from eventseal.keys.ring.key_cache import FIRST_BLOCK, Confirmation
@@ -48,6 +49,7 @@ class RingParts:
         purpose: The purpose of the keys.
         wrapping: Creates and unwraps the keys, under KEKs or under branch keys.
         store: The store of the records.
+        claims: Lets one process create a key while the others wait.
         held_keys: The keys in memory. All purposes share it, and also the next three.
         store_key: Authenticates the rows.
         refresher: Confirms the keyring's knowledge of keys.
@@ -61,6 +63,7 @@ class RingParts:
     purpose: KeyPurpose
     wrapping: Keks | Branches
     store: CheckedStore
+    claims: Claims
     held_keys: HeldKeys
     store_key: StoreKey
     refresher: Refresher
@@ -73,6 +76,11 @@ class RingParts:
     def first_block(self) -> int:
         """How many items are leased together with a new key. Keys that a branch key wraps are not counted."""
         return 0 if self.purpose is KeyPurpose.BRANCH else min(FIRST_BLOCK, self.rotation.max_items)
+
+    @property
+    def calls_kms(self) -> bool:
+        """Whether each new key costs a call of the KMS. A key that a branch key wraps costs none."""
+        return isinstance(self.wrapping, Keks) or not self.wrapping.wraps_new_keys
 
     def new_keys(self, leases: Mapping[str, int]) -> dict[str, tuple[DataKey, KeyRecord]]:
         """
@@ -175,7 +183,10 @@ class Ring:
             verifier=Verifier(key_store),
         )
         self.ledger_keys = LedgerKeys(given.application, self.keks, held_keys)
-        self.store_key = StoreKey(given.application, key_store, self.keks, scope_digest=given.scope_digest)
+        self.claims = Claims(given.application, key_store)
+        self.store_key = StoreKey(
+            given.application, key_store, self.keks, self.claims, scope_digest=given.scope_digest
+        )
         self.scope_digests = (
             ScopeDigests(self.store_key, given.cache.max_keys) if given.scope_digest else None
         )
@@ -187,6 +198,7 @@ class Ring:
             purpose=KeyPurpose.BRANCH,
             wrapping=self.keks,
             store=self.store,
+            claims=self.claims,
             held_keys=held_keys,
             store_key=self.store_key,
             refresher=self.refresher,

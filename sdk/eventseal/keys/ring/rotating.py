@@ -135,6 +135,44 @@ class Rotator:
             KmsError: The KMS refused or failed.
             StoreError: The key store refused or failed.
         """
+        if len(olds) == 1 and (holder := self._replaced_by_another(olds[0], wait=wait)) is not None:
+            self._held_keys.unseat(olds[0].scope, self._parts.purpose)
+            return {olds[0].scope: _Replaced(holder, won=False)}
+        try:
+            return self._replace(olds, state, leased=leased, wait=wait)
+        except BaseException:
+            if len(olds) == 1 and self._parts.calls_kms:
+                self._parts.claims.release(self._parts.purpose, {olds[0].scope: olds[0].key_id.bytes})
+            raise
+
+    def _replaced_by_another(self, old: KeyRecord, *, wait: bool) -> KeyRecord | None:
+        """
+        Return the key by which another process has replaced *old*.
+
+        It may have done so while this one waited. ``None`` means that this process must try to replace it.
+        """
+        parts = self._parts
+        if not parts.calls_kms:
+            return None
+
+        def holder() -> KeyRecord | None:
+            rows = parts.store.unchecked.active(parts.application, [old.scope], purpose=parts.purpose)
+            found = rows.get(old.scope)
+            return None if found is None or found.key_id == old.key_id else found
+
+        found = holder()
+        slot = {old.scope: old.key_id.bytes}
+        if found is not None or parts.claims.take(
+            parts.purpose, slot, is_filled=lambda: holder() is not None, wait=wait
+        ):
+            return found
+        if not wait:
+            raise StoreUnavailableError(f"another process replaces key {old.key_id}")
+        return holder()
+
+    def _replace(
+        self, olds: Sequence[KeyRecord], state: KeyState, *, leased: int | None, wait: bool
+    ) -> dict[str, _Replaced]:
         seals, since = self._parts.store_key.made_seals(), self._held_keys.moment()
         # Keys are created before the transaction, so that no lock waits for a KMS (docs/decisions/0001).
         made = self._parts.new_keys({old.scope: leased or 0 for old in olds})

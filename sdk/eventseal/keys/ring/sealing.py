@@ -92,7 +92,7 @@ class Seats:
             self._seat_rows(batch, {s: row for s, row in rows.items() if s in batch.pending}, since)
             absent = [scope for scope in missing if scope not in rows and scope in batch.pending]
             if absent and make:
-                self._make(batch, absent, admission)
+                self._make_once(batch, absent, admission)
         except EventSealError as error:
             for scope in missing:  # the batch's other scopes and waiting threads need none of these
                 if scope in batch.pending and scope not in batch.seats:
@@ -167,6 +167,27 @@ class Seats:
                 batch.settle(by_id[key_id].scope, outcome)
             else:
                 self._seat(batch, outcome, by_id[key_id], since)
+
+    def _make_once(self, batch: ScopeBatch, scopes: list[str], admission: Admission | None) -> None:
+        """Create the keys that no other process creates. Scopes without a seat must be read again."""
+        parts = self._parts
+        if not parts.calls_kms:
+            self._make(batch, scopes, admission)
+            return
+
+        def is_filled() -> bool:
+            rows = parts.store.unchecked.active(parts.application, scopes, purpose=parts.purpose)
+            return len(rows) == len(scopes)
+
+        turn = b"" if admission is None else admission.revoked
+        mine = parts.claims.take(parts.purpose, dict.fromkeys(scopes, turn), is_filled=is_filled)
+        if not mine:
+            return
+        try:
+            self._make(batch, mine, admission)
+        except BaseException:
+            parts.claims.release(parts.purpose, dict.fromkeys(mine, turn))
+            raise
 
     def _make(self, batch: ScopeBatch, scopes: Collection[str], admission: Admission | None) -> None:
         self._parts.store.revocations.refuse_old()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from eventseal.keys.data_key import DataKey
     from eventseal.keys.records import KeyRecord
+    from eventseal.keys.ring.claims import Claims
     from eventseal.keys.ring.held_keys import HeldKeys
     from eventseal.keys.store import KeyStore
     from eventseal.keys.wrapping.keks import Keks
@@ -39,6 +40,7 @@ class StoreKey:
             unwrapped.
         keks: The KEKs that wrap the store key. A branch key never wraps it, because the store key
             authenticates the branch keys.
+        claims: Lets one process create the key while the others wait.
         scope_digest: Whether the application's scopes are stored as digests. The store key's row says so from
             the application's first key. A process with a different setting gets an error.
 
@@ -46,10 +48,13 @@ class StoreKey:
         known: The result of :meth:`seals`, once it is known.
     """
 
-    def __init__(self, application: str, store: KeyStore, keks: Keks, *, scope_digest: bool) -> None:
+    def __init__(
+        self, application: str, store: KeyStore, keks: Keks, claims: Claims, *, scope_digest: bool
+    ) -> None:
         self._application = application
         self._store = store
         self._keks = keks
+        self._claims = claims
         self._scope = DIGEST_STORE_SCOPE if scope_digest else STORE_SCOPE
         # There is no time to live, because a refusal to unwrap it again would stop every refresh
         # (docs/decisions/0006).
@@ -95,7 +100,7 @@ class StoreKey:
             if record is not None:
                 self.known = self._opened(record)
             elif make:
-                self.known = self._made()
+                self.known = self._made_once()
         return {} if self.known is None else {STORE_SCOPE: self.known}
 
     def _record(self) -> KeyRecord | None:
@@ -106,6 +111,17 @@ class StoreKey:
         # The mark is stored together with the store key (docs/decisions/0001). A second store key would only
         # prevent the repair of the first.
         return self._store.changes(self._application, -1, []) is not None
+
+    def _made_once(self) -> Seals | None:
+        """Create the store key. Return ``None`` if another process has just created it."""
+        slot = {STORE_SCOPE: b""}
+        if not self._claims.take(KeyPurpose.STORE, slot, is_filled=lambda: self._record() is not None):
+            return None
+        try:
+            return self._made()
+        except BaseException:
+            self._claims.release(KeyPurpose.STORE, slot)
+            raise
 
     def _made(self) -> Seals:
         record = new_record(self._application, self._scope, KeyPurpose.STORE, leased=0)

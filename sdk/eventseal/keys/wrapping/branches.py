@@ -200,6 +200,11 @@ class Branches:
         self._sealer = sealer
         self._opener = opener
 
+    @property
+    def wraps_new_keys(self) -> bool:
+        """Whether branch keys wrap new keys. If not, the KEKs do."""
+        return self._count is not None
+
     def generate(self, records: Sequence[KeyRecord]) -> list[tuple[DataKey, tuple[WrappedKey, ...]]]:
         """
         Create a key for each of *records*. Only branch keys not in memory need the KMS.

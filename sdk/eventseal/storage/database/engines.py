@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sqlite3
 import time
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 IN_MEMORY = "sqlite:///:memory:"
-SQLITE_BUSY_TIMEOUT = 5.0
-"""Seconds that a statement waits for another connection's write lock."""
-_PAUSE = 0.005
+SQLITE_BUSY_TIMEOUT = 30.0
+"""Seconds that a statement waits for another connection's write lock. A crowd needs several."""
+_MEMORY_TIMEOUT = 5.0
+_LONGEST_PAUSE = 0.05
 
 Pooler: TypeAlias = Literal["transaction"]
 
@@ -211,7 +213,7 @@ def _sqlite_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
                 "poolclass": QueuePool,
                 "pool_size": 1,
                 "max_overflow": 0,
-                "pool_timeout": SQLITE_BUSY_TIMEOUT,
+                "pool_timeout": _MEMORY_TIMEOUT,
             }
             options = {**one, **options}
     return {**options, "connect_args": connect_args}
@@ -242,7 +244,7 @@ def _use_write_ahead_log(connection: sqlite3.Connection, _record: object) -> Non
             # If two connections to a new file switch together, SQLite refuses one of them without any wait.
             if code != sqlite3.SQLITE_BUSY or time.monotonic() >= ends_at:
                 raise
-            time.sleep(_PAUSE)
+            time.sleep(random.uniform(0, _LONGEST_PAUSE))  # noqa: S311 - jitter, not a secret
         else:
             return
 

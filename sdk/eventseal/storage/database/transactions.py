@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 5
 _LONGEST_PAUSE = 0.05
-_LONGEST_POLL = 0.005
+_FIRST_POLL, _LONGEST_POLL = 0.005, 0.1
+_POLLS_BY_WAIT = 1 / 20
+"""The longest pause, as a share of the wait so far. A crowd must leave the CPU to the writer."""
+_SHORT_WAIT = 100
+"""Milliseconds that count as no wait. In a crowd, some process always has the lock for a moment."""
 _BEGIN = "BEGIN IMMEDIATE"
 _SEE_EVERY_ROW = text("SET LOCAL row_security = off")
 """After it, PostgreSQL raises an error if a policy hides a row."""
@@ -50,7 +54,7 @@ def begin_writing(connection: Connection) -> Connection:
         try:
             # SQLite's own wait soon tries only every 100 ms. A writer in a loop keeps it out for seconds.
             raw.execute("PRAGMA busy_timeout = 0")
-            _take_sqlite_lock(connection, time.monotonic() + patience / 1000)
+            _take_sqlite_lock(connection, patience / 1000)
         finally:
             if not connection.invalidated:  # an interrupt closes it
                 raw.execute(f"PRAGMA busy_timeout = {patience}")
@@ -82,7 +86,7 @@ def write(
         engine: An engine of SQLite or PostgreSQL.
         work: The function to run. It gets the connection, and must not commit.
         doing: The action, for messages.
-        wait: Whether to wait for the locks of another transaction.
+        wait: Whether to wait for the locks of another transaction. If not, SQLite still waits for 0.1 s.
         filtered: Whether a policy of row-level security may hide rows. See :func:`read`.
 
     Raises:
@@ -191,7 +195,8 @@ def pause(attempt: int) -> None:
     time.sleep(random.uniform(0, _LONGEST_PAUSE) * attempt)  # noqa: S311 - jitter, not a secret
 
 
-def _take_sqlite_lock(connection: Connection, deadline: float) -> None:
+def _take_sqlite_lock(connection: Connection, patience: float) -> None:
+    began = time.monotonic()
     try:
         connection.exec_driver_sql(_BEGIN)
     except DBAPIError as error:
@@ -199,9 +204,10 @@ def _take_sqlite_lock(connection: Connection, deadline: float) -> None:
             raise
     else:
         return
-    while (left := deadline - time.monotonic()) > 0:
+    while (waited := time.monotonic() - began) < patience:
         # Random, so that two waiters do not always try at the same time.
-        time.sleep(min(left, random.uniform(0, _LONGEST_POLL)))  # noqa: S311 - jitter, not a secret
+        longest = min(max(_FIRST_POLL, waited * _POLLS_BY_WAIT), _LONGEST_POLL, patience - waited)
+        time.sleep(random.uniform(0, longest))  # noqa: S311 - jitter, not a secret
         try:
             # Not through SQLAlchemy, because its listeners would get hundreds of errors.
             _raw(connection).execute(_BEGIN)
@@ -251,7 +257,7 @@ def _without_waiting(connection: Connection, work: Callable[[Connection], T]) ->
         connection.execute(text("SET LOCAL lock_timeout = 1"))
         return _committed(connection, work)
     patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
-    connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {_SHORT_WAIT}")
     try:
         return _committed(begin_writing(connection), work)
     finally:

@@ -1,13 +1,15 @@
 """
 Appends of items: fenced, and committed in the same call.
 
-After an unanswered COMMIT, an append looks for its items on a fresh connection.
+A block `transaction()` commits several appends together. After an unanswered COMMIT, an append looks for its
+items on a fresh connection.
 """
 
 from __future__ import annotations
 
 import logging
 import sqlite3
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from operator import attrgetter
@@ -25,11 +27,18 @@ from eventseal.errors import (
     StoreUnavailableError,
     UnknownFormatError,
 )
-from eventseal.storage.database.faults import is_outcome_known, is_transient, sqlstate, translated
+from eventseal.storage.database.faults import (
+    is_outcome_known,
+    is_transient,
+    sqlstate,
+    store_error,
+    translated,
+)
 from eventseal.storage.database.layout import quoted_name
 from eventseal.storage.database.rows import insert_unless_there
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.database.transactions import ATTEMPTS, begin_writing, pause, write
+from eventseal.storage.items.caller_transactions import TRANSACTION
 from eventseal.storage.items.fences import CLOSED, fence_states, open_fences, unreadable_fences
 from eventseal.storage.items.inserts import ItemInserts
 from eventseal.suites.envelope import parse_envelope
@@ -41,6 +50,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
     from sqlalchemy.orm import Session
 
+    from eventseal.storage.items.caller_transactions import CallerTransaction
     from eventseal.storage.items.columns import ItemColumns
     from eventseal.storage.items.inserts import Row, RowsByKey
 
@@ -75,6 +85,10 @@ class ItemAppends:
 
     def append(self, session: Session, items: Sequence[Any]) -> None:
         """Write *items* and commit the session, or roll all of it back. See the strategy's ``append``."""
+        transaction = session.info.get(TRANSACTION)
+        if transaction is not None:
+            self._append_to(transaction, session, items)
+            return
         owned = not session.in_transaction()
         with translated(f"appending to {self._columns.table}"):
             try:
@@ -87,11 +101,30 @@ class ItemAppends:
             except IntegrityError as error:
                 session.rollback()
                 if violates_item_key(error, self._engine(session), self._columns):
-                    raise self._conflict(items) from None
+                    raise self._conflict(items, "the whole transaction was rolled back") from None
                 raise
             except BaseException:
                 session.rollback()
                 raise
+
+    def _append_to(self, transaction: CallerTransaction, session: Session, items: Sequence[Any]) -> None:
+        """Write *items* in a savepoint, without a commit. After a conflict, only the savepoint is undone."""
+        transaction.refuse_rolled_back()
+        batch = self._rows_by_key(items)
+        try:
+            self._write(session, batch, owned=False)
+        except IntegrityError as error:
+            if violates_item_key(error, self._engine(session), self._columns):
+                undone = "only this append was rolled back, and the transaction is still open"
+                raise self._conflict(items, undone) from None
+            raise store_error(error, f"appending to {self._columns.table}") from None
+        except SQLAlchemyError:
+            transaction.roll_back()
+            doing = f"appending to {self._columns.table} (the whole transaction was rolled back)"
+            with translated(doing):
+                raise
+        connection = session.connection(bind_arguments={"mapper": self._record_class})
+        transaction.note_append(connection, partial(self._commit, session, batch))
 
     def _in_transaction(self, session: Session, batch: RowsByKey, *, owned: bool) -> None:
         """Write and commit. Retry if the transaction is all ours and only conflicted with another."""
@@ -106,6 +139,11 @@ class ItemAppends:
         return self._once(session, batch, owned=owned)
 
     def _once(self, session: Session, batch: RowsByKey, *, owned: bool) -> None:
+        self._write(session, batch, owned=owned)
+        session.flush()
+        self._commit(session, batch)
+
+    def _write(self, session: Session, batch: RowsByKey, *, owned: bool) -> None:
         key_ids = {key_id for key_id in batch if key_id is not None}
         if not self._inserted(session, batch, key_ids, savepoint=not owned):
             # Remembered, but missing: the tables were created again, or an older backup was restored.
@@ -119,8 +157,6 @@ class ItemAppends:
                     f"the transaction that appends to {self._columns.table} is older than a key's fence",
                     remedy="Roll back and run the transaction again, or use READ COMMITTED.",
                 )
-        session.flush()
-        self._commit(session, batch)
         self._remember(key_ids)
 
     def _inserted(self, session: Session, batch: RowsByKey, key_ids: set[UUID], *, savepoint: bool) -> bool:
@@ -134,13 +170,11 @@ class ItemAppends:
         connection = begin_writing(session.connection(bind_arguments={"mapper": self._record_class}))
         if unknown and not on_postgresql:
             open_fences(connection, unknown)
-        nested = connection.begin_nested() if savepoint else None
-        if self._inserts.execute(connection, batch):
+        with connection.begin_nested() if savepoint else nullcontext() as nested:
+            if self._inserts.execute(connection, batch):
+                return True
             if nested is not None:
-                nested.commit()
-            return True
-        if nested is not None:
-            nested.rollback()
+                nested.rollback()
         self._refuse_closed(connection, key_ids)
         return False
 
@@ -207,13 +241,13 @@ class ItemAppends:
             )
         return key_id
 
-    def _conflict(self, items: Sequence[Any]) -> SequencedItemConflictError:
+    def _conflict(self, items: Sequence[Any], undone: str) -> SequencedItemConflictError:
         sequence_id, position = self._columns.fields[:2]
         places = [f"{getattr(item, position)} of sequence {getattr(item, sequence_id)}" for item in items[:1]]
         others = f", or that of {counted(len(items) - 1, 'other item')}," if len(items) > 1 else ""
         return SequencedItemConflictError(
             f"position {places[0] if places else 'of a row of the caller'}{others} "
-            f"is taken in {self._columns.table}"
+            f"is taken in {self._columns.table}: {undone}"
         )
 
 

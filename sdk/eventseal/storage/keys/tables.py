@@ -127,6 +127,15 @@ revocation_nodes = own_table(
     Column("content", ExactBytes(), nullable=False),
 )
 
+key_claims = own_table(
+    "eventseal_key_claims",
+    key_metadata,
+    Column("place", StoredText(), primary_key=True),
+    Column("slot", ExactBytes(32), nullable=False),
+    Column("owner", BinaryUUID(), nullable=False),
+    Column("ends_at", Seconds(), nullable=False),
+)
+
 erased_items = own_table(
     "eventseal_erased_items",
     key_metadata,
