@@ -9,7 +9,7 @@ import typer
 from eventseal.cli.output import print_json, printable
 from eventseal.cli.shared_options import Options, command_group, with_options
 from eventseal.erasure.epoch_keks import refuse_needed_by_ledger
-from eventseal.kms.adapter import without_query
+from eventseal.kms.key_uris import without_query
 from eventseal.rotation import refuse_needed_kek
 
 EXAMPLES = """\b

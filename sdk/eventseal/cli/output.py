@@ -35,7 +35,7 @@ def name_key_files(kms_key: Sequence[str]) -> None:
     All later output for people shows them so. The key tables know a key file only by the check value of its
     key.
     """
-    from eventseal.kms.adapter import adapter_class
+    from eventseal.kms.key_uris import adapter_class
 
     _key_files.clear()
     paths = [uri.removeprefix(_LOCAL) for uri in kms_key]

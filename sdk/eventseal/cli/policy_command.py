@@ -12,7 +12,7 @@ from eventseal.cli.shared_options import Options, with_options
 from eventseal.configuration.assembly import Stores
 from eventseal.configuration.roles import Role, kek_uses, quoted, store_policies
 from eventseal.kms import SupportsPolicy
-from eventseal.kms.adapter import adapter_class
+from eventseal.kms.key_uris import adapter_class
 
 if TYPE_CHECKING:
     from eventseal.configuration import Settings

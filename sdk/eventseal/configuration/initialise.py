@@ -34,7 +34,8 @@ from eventseal.keys.records import DEFAULT_SCOPE, STORE_SCOPE, new_key_id
 from eventseal.keys.states import KeyPurpose
 from eventseal.keys.wrapping.keks import check_adapters
 from eventseal.kms import SupportsCheck, adapter_from_uri
-from eventseal.kms.adapter import EncryptionContext, adapter_class
+from eventseal.kms.adapter import EncryptionContext
+from eventseal.kms.key_uris import adapter_class
 from eventseal.rotation.table_checks import has_old_key_tables
 from eventseal.storage.database.table_setup import older_store
 from eventseal.storage.database.transactions import check_connection

@@ -14,7 +14,7 @@ from eventseal.erasure.shredding import own_ledger
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.wrapping.unwrapping import is_under
 from eventseal.kms import SupportsDeletion, SupportsVersions
-from eventseal.kms.adapter import without_query
+from eventseal.kms.key_uris import without_query
 from eventseal.rotation.rewrapping import kek_names
 from eventseal.wording import moment
 

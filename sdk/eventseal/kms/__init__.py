@@ -15,8 +15,8 @@ from eventseal.kms.adapter import (
     SupportsVersions,
     TellsVersion,
     WrappedKey,
-    adapter_from_uri,
 )
+from eventseal.kms.key_uris import adapter_from_uri
 
 __all__ = [
     "EncryptionContext",

@@ -10,7 +10,7 @@ from uuid import UUID
 from eventseal.errors import ConfigurationError, JobError
 from eventseal.keys.wrapping.unwrapping import is_under
 from eventseal.kms import adapter_from_uri
-from eventseal.kms.adapter import without_query
+from eventseal.kms.key_uris import without_query
 from eventseal.rotation.results import Failure, JobResult, Run
 from eventseal.rotation.table_checks import refuse_old_key_tables
 from eventseal.wording import counted

@@ -30,7 +30,7 @@ from eventseal.kms import (
     TellsVersion,
     adapter_from_uri,
 )
-from eventseal.kms.adapter import without_query
+from eventseal.kms.key_uris import without_query
 from eventseal.rotation.status.key_totals import key_under, keys_without_wrapping
 from eventseal.wording import counted
 
