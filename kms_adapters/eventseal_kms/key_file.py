@@ -6,6 +6,7 @@ import base64
 import binascii
 import os
 import stat
+from codecs import BOM_UTF8
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,9 @@ def read_key_file(path: Path) -> bytes:
 
     Raises:
         ConfigurationError: The file does not exist, belongs to another user, gives others access, or holds no
-            key.
+            key. Or this system has no file modes of POSIX.
     """
+    _require_posix()
     content = _read_private(path)
     # A separate frame reads the bytes, so that no error's traceback has them among its locals.
     key = _decoded(content)
@@ -57,11 +59,13 @@ def create_key_file(path: Path) -> None:
         path: A path that does not exist. The function overwrites nothing, and does not follow a link.
 
     Raises:
-        ConfigurationError: Something exists at the path, or the path cannot be written.
+        ConfigurationError: Something exists at the path, or the path cannot be written. Or this system has no
+            file modes of POSIX.
     """
+    _require_posix()
     try:
         _make_private_directories(path.parent)
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except FileExistsError:
         raise ConfigurationError(
             f"key file {path} is already there, and is never overwritten",
@@ -81,11 +85,19 @@ def create_key_file(path: Path) -> None:
         raise
 
 
+def _require_posix() -> None:
+    if not hasattr(os, "geteuid"):  # Windows
+        raise ConfigurationError(
+            "a key file needs the owners and file modes of POSIX, which this system does not have",
+            remedy="Use a key of AWS KMS or Vault, or use Linux or macOS.",
+        )
+
+
 def _read_private(path: Path) -> bytes:
     try:
         # Checked on the descriptor that is read, so nothing can be put in its place between the two. Without
         # O_NONBLOCK a named pipe would be waited on.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise ConfigurationError(
             f"there is no key file {path}",
@@ -124,7 +136,8 @@ def _check_private(path: Path, status: os.stat_result) -> None:
 
 
 def _decoded(content: bytes) -> bytes | None:
-    text = content.removesuffix(b"\n")
+    # An editor or a copy from another system may have added a byte order mark and a carriage return.
+    text = content.removeprefix(BOM_UTF8).removesuffix(b"\n").removesuffix(b"\r")
     try:
         key = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -151,7 +164,7 @@ def _fill(descriptor: int) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

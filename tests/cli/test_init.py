@@ -154,9 +154,9 @@ def test_yes_takes_a_ledger_beside_the_store(run, tmp_path):
     assert Path(written["ledger"]).exists()
 
 
-def test_yes_takes_a_ledger_beside_the_settings_file_if_the_store_is_a_server():
+def test_yes_takes_a_ledger_beside_the_settings_file_if_the_store_is_a_server(tmp_path):
     settings = settings_from(None, store_url=SecretStr("postgresql://shop@db/shop"))
-    assert default_ledger(settings, Path("/etc/shop/eventseal.toml")) == "/etc/shop/erasures.jsonl"
+    assert default_ledger(settings, tmp_path / "eventseal.toml") == f"{tmp_path}/erasures.jsonl"
 
 
 def test_another_applications_ledger_is_not_taken(run):

@@ -297,8 +297,8 @@ def test_two_applications_share_a_database(tmp_path):
             assert verify(seal).failed == 0
 
 
-def test_a_folder_that_is_not_there_is_an_unavailable_database(tmp_path):
-    with pytest.raises(StoreUnavailableError):
+def test_a_folder_that_is_not_there_is_a_wrong_setting():
+    with pytest.raises(ConfigurationError, match="there is no folder no/such/folder"):
         initialise(**(OPTIONS | {"store_url": "sqlite:///no/such/folder/shop.sqlite"}))
 
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from eventseal.configuration import Settings, load_settings
-from eventseal.configuration.loading import settings_file
+from eventseal.configuration.loading import environment_names, settings_file
 from eventseal.errors import ConfigurationError
 
 PASSWORD = "correct-horse-battery"
@@ -165,6 +165,63 @@ def test_other_variables_are_none_of_its_business(monkeypatch):
     monkeypatch.setenv("EVENTSEALS_KEY", "x")
     monkeypatch.setenv("MY_EVENTSEAL_KEY", "x")
     load_settings()
+
+
+SERVICE_LINKS = {
+    "SERVICE_HOST": "10.0.0.11",
+    "SERVICE_PORT": "8080",
+    "SERVICE_PORT_HTTP": "8080",
+    "PORT": "tcp://10.0.0.11:8080",
+    "PORT_8080_TCP": "tcp://10.0.0.11:8080",
+    "PORT_8080_TCP_ADDR": "10.0.0.11",
+    "PORT_8080_TCP_PORT": "8080",
+    "PORT_8080_TCP_PROTO": "tcp",
+}
+
+
+@pytest.mark.parametrize("service", ["EVENTSEAL", "EVENTSEAL_API", "EVENTSEAL_CACHE_TTL"])
+def test_the_variables_of_kubernetes_for_a_service_pass(monkeypatch, service):
+    for name, value in SERVICE_LINKS.items():
+        monkeypatch.setenv(f"{service}_{name}", value)
+    monkeypatch.setenv("EVENTSEAL_APPLICATION", "shop")
+    assert load_settings().application == "shop"
+    assert environment_names() == {"application": "EVENTSEAL_APPLICATION"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("EVENTSEAL_STORE_PORT", "5432"),
+        ("EVENTSEAL_SERVICE", "tcp://10.0.0.11:8080"),
+        ("EVENTSEAL_PORT_HTTP", "8080"),
+        ("EVENTSEAL_SERVICE_HOSTS", "10.0.0.11"),
+        ("eventseal_service_host", "10.0.0.11"),
+    ],
+)
+def test_a_variable_that_only_resembles_one_of_kubernetes_is_unknown(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert str(refusal()) == f"unknown environment variable {name}"
+
+
+def test_a_setting_with_the_name_of_a_service_link_stays_a_setting(monkeypatch):
+    monkeypatch.setitem(Settings.model_fields, "api_service_host", Settings.model_fields["application"])
+    monkeypatch.setenv("EVENTSEAL_API_SERVICE_HOST", "10.0.0.11")
+    assert environment_names() == {"api_service_host": "EVENTSEAL_API_SERVICE_HOST"}
+
+
+def test_an_empty_variable_sets_nothing(tmp_path, monkeypatch):
+    file = write(tmp_path / "eventseal.toml", 'application = "file"\ncache_ttl = 10')
+    for name in (*Settings.model_fields, "config", "no_such_setting"):
+        monkeypatch.setenv(f"EVENTSEAL_{name.upper()}", "")
+    monkeypatch.setenv("eventseal_compression", "")
+    assert load_settings() == Settings(application="file", cache_ttl=10)
+    assert settings_file() == file.relative_to(tmp_path)
+    assert environment_names() == {}
+
+
+def test_a_settings_file_may_begin_with_a_byte_order_mark_and_end_lines_as_windows_does(tmp_path):
+    (tmp_path / "eventseal.toml").write_bytes(b'\xef\xbb\xbfapplication = "shop"\r\ncache_ttl = 10\r\n')
+    assert load_settings() == Settings(application="shop", cache_ttl=10)
 
 
 @pytest.mark.parametrize(

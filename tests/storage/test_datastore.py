@@ -309,11 +309,11 @@ class TestOldTables:
 
 
 class TestADatabaseThatDoesNotServe:
-    def test_a_missing_folder_is_unavailable(self, tmp_path, open_datastore):
+    def test_a_missing_folder_is_a_wrong_setting(self, tmp_path, open_datastore):
         datastore = open_datastore(f"sqlite:///{tmp_path / 'nowhere' / 'x.sqlite'}", setup=False)
-        with pytest.raises(StoreUnavailableError, match="nowhere") as refused:
+        with pytest.raises(ConfigurationError, match="there is no folder") as refused:
             datastore.setup_connection()
-        assert "folder of the SQLite file does not exist" in refused.value.remedy
+        assert "mkdir -p" in refused.value.remedy
 
     def test_a_missing_file_is_made(self, sqlite_url, open_datastore):
         open_datastore(sqlite_url, setup=False).setup_connection()

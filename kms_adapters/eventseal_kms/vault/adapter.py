@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NoReturn
 
+import hvac
+
 from eventseal.errors import ConfigurationError, EventSealError, KmsKeyStateError
 from eventseal_kms.outcomes import KEY_SIZE, value_of, wrong_size_of
 from eventseal_kms.vault.calls import RetryPolicy
@@ -17,8 +19,6 @@ from eventseal_kms.vault.transit_key import TransitKey, version_number
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from typing import Any, Self
-
-    import hvac
 
     from eventseal.kms import (
         EncryptionContext,
@@ -76,6 +76,12 @@ class VaultTransitAdapter:
             raise ConfigurationError(
                 "client= and settings= exclude each other, because a client has its own settings"
             )
+        if client is not None and not isinstance(client, hvac.Client):
+            raise ConfigurationError(
+                f"client= is {_kind_of(client)}, not an hvac.Client", remedy=_HVAC_CLIENT
+            )
+        if settings is not None and not isinstance(settings, VaultSettings):
+            raise ConfigurationError(f"settings= is {_kind_of(settings)}, not VaultSettings")
         self._key = TransitKey(mount.strip("/"), key_name)
         if client is None and settings is None:
             settings = VaultSettings.from_environment()
@@ -224,8 +230,8 @@ class VaultTransitAdapter:
             KmsError: Vault refused or failed.
         """
         answer = self._administer("rotate", {}, tries=1)
-        latest = KeyState.of(answer.data).latest_version
-        return f"v{latest}" if latest else self.current_version()  # HashiCorp's Vault returns no version
+        state = KeyState.of(answer.data)  # HashiCorp's Vault returns none
+        return self.current_version() if state is None else f"v{state.latest_version}"
 
     def versions_before(self, version: str) -> list[str]:
         """
@@ -294,6 +300,17 @@ class VaultTransitAdapter:
 
     def _administer(self, verb: str, body: Mapping[str, Any], *, tries: int | None = None) -> Answer:
         return value_of(self._session.ask("post", f"{self._key.path('keys')}/{verb}", body, tries=tries))
+
+
+_HVAC_CLIENT = (
+    "Pass client=hvac.Client(url=..., token=...), which is synchronous. Or leave client= out, and set the "
+    "VAULT_* variables."
+)
+
+
+def _kind_of(value: object) -> str:
+    kind = value if isinstance(value, type) else type(value)
+    return f"{'the class' if kind is value else 'an object of'} {kind.__module__}.{kind.__qualname__}"
 
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ hvac's copy of the answer.
 from __future__ import annotations
 
 import random
+import ssl
 import time
 from collections.abc import Callable  # noqa: TC003  (a dataclass's field)
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import hvac.exceptions as vault
 import requests
 import urllib3.exceptions
 
-from eventseal.errors import ConfigurationError
+from eventseal.errors import ConfigurationError, EventSealError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,12 +42,24 @@ _STATUS_OF: tuple[tuple[type[vault.VaultError], int], ...] = (
     (vault.VaultDown, 503),
 )
 
-_ADDRESS_ERRORS = (
-    requests.exceptions.MissingSchema,
-    requests.exceptions.InvalidSchema,
-    requests.exceptions.InvalidURL,
-    urllib3.exceptions.LocationValueError,
+Kind = Literal[
+    "timeout", "connection", "proxy", "tls", "certificate", "address", "header", "answer", "client"
+]
+
+# The first row that matches counts: many exceptions of requests and urllib3 are also a ValueError or OSError.
+_KIND_OF: tuple[tuple[tuple[type[Exception], ...], Kind], ...] = (
+    ((requests.exceptions.Timeout,), "timeout"),
+    ((requests.exceptions.ProxyError,), "proxy"),
+    ((requests.exceptions.SSLError, urllib3.exceptions.SSLError), "tls"),
+    ((requests.exceptions.InvalidHeader, UnicodeEncodeError), "header"),
+    ((requests.exceptions.JSONDecodeError, UnicodeDecodeError, RecursionError), "answer"),
+    ((requests.exceptions.TooManyRedirects,), "answer"),
+    ((ValueError,), "address"),
+    ((requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError), "connection"),
 )
+_FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_FILE_LIBRARIES = frozenset({"PEM", "X509", "ASN1"})
+"""The parts of OpenSSL that read certificates and keys."""
 _SHORTEST_TRY = 0.05  # s: an attempt that begins just before the deadline also needs some time
 
 
@@ -92,11 +105,13 @@ class NoAnswer:
     The reason why Vault did not answer.
 
     Attributes:
-        kind: ``timeout``, ``connection``, ``tls``, or ``address`` if the address is no URL to call.
-        detail: The innermost cause, in the client's words.
+        kind: The part that failed. ``address`` means that the address of Vault, or of a proxy, is no URL to
+            call. ``certificate`` means a file of this machine, ``answer`` an unreadable answer, and
+            ``client`` the client itself.
+        detail: The innermost cause, in the client's words, or the name of the exception.
     """
 
-    kind: Literal["timeout", "connection", "tls", "address"]
+    kind: Kind
     detail: str
 
     @property
@@ -178,14 +193,19 @@ def exchange(call: Callable[[], object]) -> Answer | NoAnswer:
     Run *call*, a method of an hvac client, and return its outcome.
 
     Args:
-        call: A function that returns a JSON object or a response, or raises an exception of hvac or requests.
+        call: A function that returns a JSON object or a response, or raises any exception.
+
+    Raises:
+        EventSealError: *call* raised it.
     """
     try:
         return _answer(call())
+    except EventSealError:
+        raise
     except vault.VaultError as caught:
         return _refused(caught)
-    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as caught:
-        return _unanswered(caught)
+    except Exception as caught:  # noqa: BLE001 - whatever hvac, requests, urllib3 or ssl raises ends here
+        return unanswered(caught)
 
 
 def _answer(result: object) -> Answer:
@@ -205,33 +225,41 @@ def _answer(result: object) -> Answer:
     )
 
 
-def _refused(caught: vault.VaultError) -> Answer:
+def _refused(caught: vault.VaultError) -> Answer | NoAnswer:
+    if isinstance(caught, (vault.ParamValidationError, vault.UnsupportedOperation)):  # before any request
+        return NoAnswer("client", type(caught).__name__)
     status = next((status for kind, status in _STATUS_OF if isinstance(caught, kind)), 0)
     body = caught.json if isinstance(caught.json, dict) else {}
     return Answer(status, body, _messages(body), from_vault=bool(body))
 
 
-def _unanswered(caught: OSError | urllib3.exceptions.HTTPError) -> NoAnswer:
-    if isinstance(caught, requests.exceptions.Timeout):
-        return NoAnswer("timeout", type(caught).__name__)
-    if isinstance(caught, requests.exceptions.SSLError):
-        return NoAnswer("tls", _innermost(caught))
-    if isinstance(caught, _ADDRESS_ERRORS):
-        return NoAnswer("address", type(caught).__name__)
-    if isinstance(caught, (requests.exceptions.RequestException, urllib3.exceptions.HTTPError)):
-        return NoAnswer("connection", _innermost(caught))
-    if caught.errno is None:  # requests raises this for a missing CA bundle or certificate
-        return NoAnswer("tls", str(caught))
-    return NoAnswer("connection", caught.strerror or type(caught).__name__)
+def unanswered(caught: Exception) -> NoAnswer:
+    """Return the reason why a client failed, from its exception."""
+    kind: Kind = next((kind for kinds, kind in _KIND_OF if isinstance(caught, kinds)), "client")
+    if kind not in {"connection", "proxy", "tls"}:
+        return NoAnswer(kind, type(caught).__name__)
+    inner = _innermost(caught)
+    words = getattr(inner, "strerror", None) or str(inner).rpartition(": ")[2] or type(inner).__name__
+    if type(caught) is OSError and caught.errno is None:  # requests misses a file of certificates
+        return NoAnswer("certificate", words)
+    if kind == "tls" and _is_about_a_file(inner):
+        return NoAnswer("certificate", words)
+    return NoAnswer(kind, words)
 
 
-def _innermost(caught: BaseException) -> str:
-    """Return the message of the operating system or of TLS."""
+def _is_about_a_file(inner: BaseException) -> bool:
+    if isinstance(inner, ssl.SSLCertVerificationError):
+        return False
+    in_library = isinstance(inner, ssl.SSLError) and inner.library in _FILE_LIBRARIES
+    return in_library or isinstance(inner, _FILE_ERRORS)
+
+
+def _innermost(caught: BaseException) -> BaseException:
+    """Return the exception of the operating system or of TLS."""
     while True:
         inner = getattr(caught, "reason", None) or (caught.args[-1] if caught.args else None)
         if not isinstance(inner, BaseException):
-            words = getattr(caught, "strerror", None) or str(caught).rpartition(": ")[2]
-            return words or type(caught).__name__
+            return caught
         caught = inner
 
 

@@ -7,11 +7,10 @@ Expected errors are returned, not raised, so that no traceback holds a key.
 from __future__ import annotations
 
 import base64
-import binascii
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, KmsError, KmsKeyStateError
+from eventseal.errors import ConfigurationError, EventSealError, IntegrityError, KmsKeyStateError
 from eventseal.kms import WrappedKey
 from eventseal_kms.outcomes import KEY_SIZE, refusal_of_another_kek
 from eventseal_kms.vault.failures import (
@@ -21,6 +20,7 @@ from eventseal_kms.vault.failures import (
     failure_of,
     is_too_complex,
     item_failure,
+    mismatch,
     trimmed,
 )
 from eventseal_kms.vault.key_state import defect_of, read_state
@@ -73,7 +73,7 @@ class DataKeys:
 
     def unwrapped(self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]) -> list[bytes | EventSealError]:
         """Unwrap keys that this transit key wrapped."""
-        return self._from_wrappings("decrypt", keys, _key_in)
+        return self._from_wrappings("decrypt", keys, self._key_in)
 
     def rewrapped(
         self, keys: Sequence[tuple[WrappedKey, EncryptionContext]]
@@ -176,11 +176,12 @@ class DataKeys:
         # If one item fails, the whole answer has status 400, but holds every result. A rewrap has 200.
         results = answer.data.get("batch_results")
         if isinstance(results, list) and len(results) == len(page):
-            return results
+            whole = all(isinstance(result, dict) for result in results)
+            return results if whole else mismatch(path, key=self._key)
         if is_too_complex(answer) and len(page) > 1:
             return None
         if answer.ok:
-            return KmsError(f"{path}: Vault's answer does not match the request", kek_uri=self._key.uri)
+            return mismatch(path, key=self._key)
         return failure_of(answer, path=path, key=self._key)
 
     def _outcome(
@@ -201,24 +202,25 @@ class DataKeys:
         ciphertext = str(result.get("ciphertext", "")).encode()
         version = version_of(ciphertext)
         if version is None:
-            return KmsError(f"{action}: Vault did not return a wrapping", kek_uri=self._key.uri)
+            return mismatch(action, key=self._key)
         return WrappedKey(kek_uri=self._key.uri, kek_version=version, ciphertext=ciphertext)
 
+    def _key_in(self, result: Mapping[str, Any], action: str) -> bytes | EventSealError:
+        """
+        Return the key that Vault unwrapped.
 
-def _key_in(result: Mapping[str, Any], action: str) -> bytes | EventSealError:
-    """
-    Return the key that Vault unwrapped.
-
-    The bytes that Vault decrypted are authentic. If they are not a key of 32 bytes, something else was
-    wrapped.
-    """
-    try:
-        opened = base64.b64decode(str(result.get("plaintext", "")), validate=True)
-    except binascii.Error:
-        opened = b""
-    if len(opened) != KEY_SIZE:
-        return IntegrityError(f"{action}: the wrapping does not hold {KEY_SIZE} bytes", remedy=ROW_CHANGED)
-    return opened
+        The bytes that Vault decrypted are authentic. If they are not a key of 32 bytes, something else was
+        wrapped.
+        """
+        try:
+            opened = base64.b64decode(result["plaintext"], validate=True)
+        except (KeyError, TypeError, ValueError):
+            return mismatch(action, key=self._key)
+        if len(opened) != KEY_SIZE:
+            return IntegrityError(
+                f"{action}: the wrapping does not hold {KEY_SIZE} bytes", remedy=ROW_CHANGED
+            )
+        return opened
 
 
 def _error_in(result: Mapping[str, Any] | EventSealError) -> str:

@@ -6,6 +6,7 @@ One table maps the status and the words of Vault to EventSeal's errors.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,11 @@ from eventseal.errors import (
     KmsKeyStateError,
     KmsUnavailableError,
 )
-from eventseal_kms.vault.calls import Answer, NoAnswer
+from eventseal_kms.vault.calls import Answer, Kind, NoAnswer
+from eventseal_kms.vault.scrubbing import scrubbed
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Mapping
 
     from eventseal_kms.vault.transit_key import TransitKey
 
@@ -70,6 +72,8 @@ ROW_CHANGED = (
     "Restore the key's row from a backup, and find out who changed it. If the address names another Vault, "
     "or if the transit key was deleted and created again, restore the former Vault or transit key."
 )
+_CHECK_PATH_TO_VAULT = "Check VAULT_ADDR, and the proxy or load balancer in front of Vault."
+_SENTINEL = re.compile(r"\b(egp|rgp)\b.* policy .*evaluation resulted in denial", re.IGNORECASE)
 _CREATE_KEY = "Check the URI, then create the key: `vault write {mount}/keys/{name} derived=true`."
 
 # The first row that matches counts, so the narrower rows come first.
@@ -170,6 +174,57 @@ MEANINGS: tuple[Meaning, ...] = (
 )
 
 
+_UNANSWERED: Mapping[Kind, tuple[type[EventSealError], str, str | None]] = {
+    # --- try again
+    "timeout": (KmsUnavailableError, "Vault did not answer in time", None),
+    "connection": (KmsUnavailableError, "the connection to Vault failed", None),
+    "proxy": (
+        KmsUnavailableError,
+        "the proxy does not connect to Vault",
+        "Check the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY. To call Vault directly, set NO_PROXY.",
+    ),
+    "tls": (
+        KmsUnavailableError,
+        "EventSeal cannot open a trusted TLS connection to Vault",
+        (
+            "Check VAULT_CACERT, VAULT_CACERT_BYTES or VAULT_CAPATH, VAULT_TLS_SERVER_NAME, "
+            "VAULT_CLIENT_CERT, VAULT_CLIENT_KEY, this machine's clock, and the server."
+        ),
+    ),
+    "answer": (KmsUnavailableError, "the answer does not come from Vault", _CHECK_PATH_TO_VAULT),
+    # --- correct the settings
+    "certificate": (
+        ConfigurationError,
+        "a file of certificates cannot be used",
+        (
+            "Correct the path or the file in VAULT_CACERT, VAULT_CAPATH, VAULT_CLIENT_CERT, "
+            "VAULT_CLIENT_KEY or REQUESTS_CA_BUNDLE."
+        ),
+    ),
+    "address": (
+        ConfigurationError,
+        "Vault's address, or the proxy's, is not a URL to call",
+        (
+            "Correct VAULT_ADDR, such as https://<host>:8200, or the proxy in HTTPS_PROXY, HTTP_PROXY or "
+            "ALL_PROXY."
+        ),
+    ),
+    "header": (
+        ConfigurationError,
+        "the token or the namespace has characters that no header can hold",
+        "Correct VAULT_TOKEN, the token file or VAULT_NAMESPACE: none of them may have a line break.",
+    ),
+    "client": (
+        KmsError,
+        "the client could not make the call",
+        (
+            "Check the client or the login function that the program passes, and the releases of hvac and "
+            "requests."
+        ),
+    ),
+}
+
+
 def failure_of(outcome: Answer | NoAnswer, *, path: str, key: TransitKey) -> EventSealError:
     """
     Return the error of a failed call. It is created, not raised.
@@ -184,7 +239,7 @@ def failure_of(outcome: Answer | NoAnswer, *, path: str, key: TransitKey) -> Eve
     if not outcome.from_vault:
         return KmsUnavailableError(
             f"{path}: the answer does not come from Vault [{outcome.status}]",
-            remedy="Check VAULT_ADDR, and the proxy or load balancer in front of Vault.",
+            remedy=_CHECK_PATH_TO_VAULT,
             kek_uri=key.uri,
             retry_after=outcome.retry_after,
         )
@@ -204,6 +259,15 @@ def failure_of(outcome: Answer | NoAnswer, *, path: str, key: TransitKey) -> Eve
     if isinstance(error, KmsUnavailableError):
         error.retry_after = outcome.retry_after
     return error
+
+
+def mismatch(action: str, *, key: TransitKey) -> KmsError:
+    """Return the error of an answer of another form than Vault's."""
+    return KmsError(
+        f"{action}: Vault's answer does not match the request",
+        remedy=_CHECK_PATH_TO_VAULT,
+        kek_uri=key.uri,
+    )
 
 
 def item_failure(message: str, *, action: str, key: TransitKey) -> EventSealError:
@@ -245,6 +309,30 @@ def login_failure(outcome: Answer | NoAnswer, *, key: TransitKey) -> EventSealEr
     return failure_of(outcome, path="login", key=key)
 
 
+def denied_by_sentinel(outcome: Answer, *, path: str, key: TransitKey) -> KmsForbiddenError | None:
+    """Return the error if a Sentinel policy of Vault denied the call."""
+    said = _said(outcome)
+    found = _SENTINEL.search(said)
+    if found is None:
+        return None
+    return KmsForbiddenError(
+        f"{path}: a Sentinel policy of Vault denies the call [{outcome.status}: {said}]",
+        remedy=f"Ask Vault's administrator to change the {found[1].upper()} policy that the message names. "
+        "No line in an ACL policy of the token can help.",
+        kek_uri=key.uri,
+    )
+
+
+def denied_explicitly(path: str, capability: str, *, key: TransitKey) -> KmsForbiddenError:
+    """Return the error of a call that a policy denies explicitly."""
+    return KmsForbiddenError(
+        f"a policy of the token denies {capability} on {path} explicitly",
+        remedy='Remove the capability "deny" for this path from the policies of the token. It wins over '
+        "every grant, so another line cannot help.",
+        kek_uri=key.uri,
+    )
+
+
 def denied(path: str, capability: str, *, key: TransitKey) -> KmsForbiddenError:
     """Return the error of a valid token whose policies deny the call."""
     return KmsForbiddenError(
@@ -273,24 +361,12 @@ def is_too_complex(outcome: Answer) -> bool:
 
 
 def _said(outcome: Answer) -> str:
-    return " ".join("; ".join(outcome.messages).split())[:_SAID_LIMIT]
+    return scrubbed(" ".join("; ".join(outcome.messages).split()))[:_SAID_LIMIT]
 
 
 def _unreachable(outcome: NoAnswer, path: str, key: TransitKey) -> EventSealError:
-    if outcome.kind == "address":
-        return ConfigurationError(
-            f"{path}: Vault's address is not a URL to call ({outcome.detail})",
-            remedy="Write https://<host>:<port>.",
-        )
-    text, remedy = {
-        "timeout": ("Vault did not answer in time", None),
-        "connection": ("the connection to Vault failed", None),
-        "tls": (
-            "EventSeal cannot open a trusted TLS connection to Vault",
-            "Check VAULT_CACERT, VAULT_CLIENT_CERT, VAULT_CLIENT_KEY, this machine's clock, and the server.",
-        ),
-    }[outcome.kind]
-    return KmsUnavailableError(f"{path}: {text} ({outcome.detail})", remedy=remedy, kek_uri=key.uri)
+    error, text, remedy = _UNANSWERED[outcome.kind]
+    return error(f"{path}: {text} ({scrubbed(outcome.detail)})", remedy=remedy, kek_uri=key.uri)
 
 
 def policy_line(path: str, capability: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from eventseal.errors import EventSealError, KmsKeyStateError
 from eventseal.kms import KmsUse, PermissionCheck
 from eventseal_kms.outcomes import value_of
-from eventseal_kms.vault.failures import policy_line
+from eventseal_kms.vault.failures import mismatch, policy_line
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -27,6 +27,12 @@ _NEEDED = (
 )
 _FOR_ROTATION = frozenset({"rewrap"})
 _ALL = "root"
+_VERSIONS = (
+    "latest_version",
+    "min_encryption_version",
+    "min_decryption_version",
+    "min_available_version",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,22 +59,16 @@ class KeyState:
     min_available_version: int
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """Read Vault's answer."""
-        return cls(
-            derived=bool(data.get("derived")),
-            encrypts=bool(data.get("supports_encryption")),
-            soft_deleted=bool(data.get("soft_deleted")),
-            **{
-                name: int(data.get(name) or 0)
-                for name in (
-                    "latest_version",
-                    "min_encryption_version",
-                    "min_decryption_version",
-                    "min_available_version",
-                )
-            },
-        )
+    def of(cls, data: Mapping[str, Any]) -> Self | None:
+        """Read Vault's answer. Return ``None`` if it does not describe a key."""
+        marks = [data.get(name, False) for name in ("derived", "supports_encryption", "soft_deleted")]
+        versions = {name: data.get(name, 0) for name in _VERSIONS}
+        if "derived" not in data or not all(isinstance(mark, bool) for mark in marks):
+            return None
+        if not all(isinstance(version, int) for version in versions.values()):
+            return None
+        derived, encrypts, soft_deleted = marks
+        return cls(derived=derived, encrypts=encrypts, soft_deleted=soft_deleted, **versions)
 
     def defect(self, key: TransitKey) -> KmsKeyStateError | None:
         """Return an error if the key must not wrap."""
@@ -92,7 +92,9 @@ class KeyState:
 def read_state(session: VaultSession, key: TransitKey) -> KeyState | EventSealError:
     """Read the state of the key, which needs ``read`` on its path."""
     answer = session.ask("get", key.path("keys"))
-    return answer if isinstance(answer, EventSealError) else KeyState.of(answer.data)
+    if isinstance(answer, EventSealError):
+        return answer
+    return KeyState.of(answer.data) or mismatch(key.path("keys"), key=key)
 
 
 def defect_of(session: VaultSession, key: TransitKey) -> EventSealError | None:
@@ -130,7 +132,8 @@ def _permission(
     key: TransitKey, operation: str, wanted: str, uses: frozenset[KmsUse], held: Mapping[str, Any]
 ) -> PermissionCheck:
     path = key.path(operation)
-    granted = not {wanted, _ALL}.isdisjoint(held.get(path) or ())
+    capabilities = held.get(path)
+    granted = isinstance(capabilities, list) and (wanted in capabilities or _ALL in capabilities)
     return PermissionCheck(
         action=f"{wanted} {path}",
         granted=granted,

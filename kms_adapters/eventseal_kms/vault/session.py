@@ -14,9 +14,18 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from requests.adapters import HTTPAdapter
 from requests.cookies import RequestsCookieJar
 
-from eventseal.errors import ConfigurationError, EventSealError, KmsUnavailableError
-from eventseal_kms.vault.calls import Answer, NoAnswer, exchange
-from eventseal_kms.vault.failures import denied, failure_of, login_failure, token_ended
+from eventseal.errors import EventSealError, KmsUnavailableError
+from eventseal_kms.vault.calls import Answer, NoAnswer, exchange, unanswered
+from eventseal_kms.vault.failures import (
+    denied,
+    denied_by_sentinel,
+    denied_explicitly,
+    failure_of,
+    login_failure,
+    mismatch,
+    token_ended,
+)
+from eventseal_kms.vault.scrubbing import scrubbed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +34,7 @@ if TYPE_CHECKING:
     import hvac
 
     from eventseal_kms.vault.calls import RetryPolicy
-    from eventseal_kms.vault.settings import VaultSettings
+    from eventseal_kms.vault.settings import Login, VaultSettings
     from eventseal_kms.vault.transit_key import TransitKey
 
 _SHORTEST_PAUSE = 1.0  # s between two attempts to renew a lease
@@ -33,6 +42,7 @@ _CAPABILITY = {"get": "read", "post": "update"}
 _DENIED = frozenset({401, 403})
 _LOOKUP = "auth/token/lookup-self"
 _RENEW = "auth/token/renew-self"
+_RESULTANT_ACL = "sys/internal/ui/resultant-acl"
 # A policy can deny a valid token the look-up of itself. Vault reports that as a list of errors.
 _REFUSED_BY_POLICY = "1 error occurred"
 
@@ -64,8 +74,9 @@ class Lease:
             terms: The ``auth`` of a login or a renewal, or the ``data`` of a look-up.
             now: The time just before the request to Vault.
         """
-        seconds = float(terms.get("lease_duration") or terms.get("ttl") or 0)
-        if seconds <= 0:  # a root token, or a look-up without a lifetime
+        seconds = terms.get("lease_duration") or terms.get("ttl")
+        # A root token, or a look-up without a lifetime
+        if not isinstance(seconds, (int, float)) or seconds <= 0:
             return cls(token)
         return cls(
             token,
@@ -153,18 +164,21 @@ class VaultSession:
         """
         ends_at = self._retries.start()
         process = self._process()
+        if isinstance(process, EventSealError):
+            return process
         failure = self._sign_in(process, ends_at)
         if failure is not None:
             return failure
         lease = process.lease
         outcome = self._send(process, method, path, body, ends_at, tries)
         if _is_denied(outcome):
-            failure = self._after_denial(process, lease, method, path, ends_at)
+            failure = denied_by_sentinel(outcome, path=path, key=self._key)
+            failure = failure or self._after_denial(process, lease, method, path, ends_at)
             if failure is not None:
                 return failure
             outcome = self._send(process, method, path, body, ends_at, tries)
             if _is_denied(outcome):
-                return denied(path, _CAPABILITY[method], key=self._key)
+                return self._denial(process, method, path, ends_at)
         if isinstance(outcome, NoAnswer) or outcome.may_heal or not outcome.from_vault:
             return failure_of(outcome, path=path, key=self._key)
         return outcome
@@ -178,12 +192,19 @@ class VaultSession:
             return failure_of(answer, path=path, key=self._key)
         return answer
 
-    def _process(self) -> _Process:
+    def _process(self) -> _Process | EventSealError:
         number = os.getpid()
         process = self._processes.get(number)
-        # No lock, because a fork could inherit it locked. If two threads arrive together, one client is
-        # unused.
-        return process or self._processes.setdefault(number, self._new_process())
+        if process is not None:
+            return process
+        try:
+            # No lock, because a fork could inherit it locked. If two threads arrive together, one client is
+            # unused.
+            return self._processes.setdefault(number, self._new_process())
+        except EventSealError as error:
+            return _without_frames(error)
+        except Exception as error:  # noqa: BLE001 - whatever the constructors of hvac and requests raise
+            return failure_of(unanswered(error), path=self._key.uri, key=self._key)
 
     def _new_process(self) -> _Process:
         parents = next(reversed(self._processes.values()), None)
@@ -234,7 +255,8 @@ class VaultSession:
         if lease.renewable:
             outcome = self._send(process, "post", _RENEW, {}, ends_at, tries=1)
             if isinstance(outcome, Answer) and outcome.ok:
-                return lease.renewed(outcome.body.get("auth") or {}, now=now)
+                terms = outcome.body.get("auth")
+                return lease.renewed(terms if isinstance(terms, dict) else {}, now=now)
             if isinstance(outcome, NoAnswer) or outcome.may_heal:
                 return lease.later(now)
         new = self._new_lease(process, ends_at, tries=1)
@@ -252,12 +274,17 @@ class VaultSession:
             outcome = self._retries.run(
                 lambda _: exchange(lambda: _login_body(login(client))), ends_at, tries=tries
             )
-        except ConfigurationError as error:
-            return error
+        except EventSealError as error:
+            return _without_frames(error)
+        outcome = _scrubbed(outcome, process, login)
         if isinstance(outcome, NoAnswer) or not outcome.ok:
             return login_failure(outcome, key=self._key)
         if terms := outcome.body.get("auth"):
-            return Lease.granted(client.token, terms, now=now)
+            token = terms.get("client_token") if isinstance(terms, dict) else None
+            if not isinstance(token, str) or not token:
+                return mismatch("login", key=self._key)
+            client.token = token
+            return Lease.granted(token, terms, now=now)
         return self._looked_up(process, ends_at) or token_ended("login", key=self._key)
 
     def _looked_up(self, process: _Process, ends_at: float) -> Lease | EventSealError | None:
@@ -281,10 +308,17 @@ class VaultSession:
         if isinstance(found, EventSealError):
             return found
         if found is not None:
-            return denied(path, _CAPABILITY[method], key=self._key)
+            return self._denial(process, method, path, ends_at)
         if self._settings is None:
             return token_ended(path, key=self._key)
         return self._log_in(process, lease, ends_at)
+
+    def _denial(self, process: _Process, method: str, path: str, ends_at: float) -> EventSealError:
+        """Return the error of a valid token that may not call *path*."""
+        # Vault's own policy `default` grants this look-up, and its form may change. So it only adds a hint.
+        acl = self._send(process, "get", _RESULTANT_ACL, None, ends_at, tries=1)
+        is_explicit = isinstance(acl, Answer) and acl.ok and _denies(acl.data, path)
+        return (denied_explicitly if is_explicit else denied)(path, _CAPABILITY[method], key=self._key)
 
     def _send(
         self,
@@ -295,19 +329,48 @@ class VaultSession:
         ends_at: float,
         tries: int | None = None,
     ) -> Answer | NoAnswer:
-        request = process.client.adapter.request
         # On a refusal, hvac's own methods raise an exception that holds the answer with its keys.
-        return self._retries.run(
+        outcome = self._retries.run(
             lambda timeout: exchange(
-                lambda: request(method, f"/v1/{path}", json=body, raise_exception=False, timeout=timeout)
+                lambda: process.client.adapter.request(
+                    method, f"/v1/{path}", json=body, raise_exception=False, timeout=timeout
+                )
             ),
             ends_at,
             tries=tries,
         )
+        return _scrubbed(outcome, process)
 
 
 def _is_denied(outcome: Answer | NoAnswer) -> TypeGuard[Answer]:
     return isinstance(outcome, Answer) and outcome.status in _DENIED and outcome.from_vault
+
+
+def _denies(acl: Mapping[str, Any], path: str) -> bool:
+    """Return whether the narrowest rule for a path denies it."""
+    exact, globs = acl.get("exact_paths"), acl.get("glob_paths")
+    rules = globs if isinstance(globs, dict) else {}
+    matching = sorted((prefix for prefix in rules if path.startswith(prefix)), key=len)
+    rule = exact.get(path) if isinstance(exact, dict) else None
+    if rule is None and matching:
+        rule = rules[matching[-1]]
+    capabilities = rule.get("capabilities") if isinstance(rule, dict) else None
+    return isinstance(capabilities, list) and "deny" in capabilities
+
+
+def _scrubbed(outcome: Answer | NoAnswer, process: _Process, login: Login | None = None) -> Answer | NoAnswer:
+    """Hide the secrets of the session in the words of an outcome."""
+    secrets = [getattr(login, name, None) or "" for name in ("token", "role_id", "secret_id")]
+    secrets.append(str(process.client.token or ""))
+    if isinstance(outcome, NoAnswer):
+        return replace(outcome, detail=scrubbed(outcome.detail, secrets))
+    return replace(outcome, messages=tuple(scrubbed(message, secrets) for message in outcome.messages))
+
+
+def _without_frames(error: EventSealError) -> EventSealError:
+    """Return an error whose frames, which may hold a token, are gone."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _login_body(answer: object) -> object:

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from eventseal.cli.exits import RUN_AGAIN, ExitCode, resumable
 from eventseal.cli.output import print_json
 from eventseal.cli.shared_options import opened_in_worker, working_directory_last
+from eventseal.errors import ConfigurationError
 from eventseal.rotation.jobs.jobs import MIGRATE, verb_command
 from eventseal.rotation.jobs.older_formats import function_named
 from eventseal.wording import counted
@@ -195,10 +196,18 @@ def worker_processes(count: int, *, function: str | None = None) -> Iterator[Exe
         count: The number of processes, 1 or more. If it is 1, the block gets ``None`` and this process works
             alone.
         function: A function of the application that the work needs, as ``module:function``.
+
+    Raises:
+        ConfigurationError: *count* is more than 1, and this system has no signal masks of POSIX.
     """
     if count == 1:
         yield None
         return
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        raise ConfigurationError(
+            "several worker processes need the signal masks of POSIX, which this system does not have",
+            remedy="Run the command again without --workers.",
+        )
     # Not forked: the children would inherit threads and connections of this process.
     context = get_context("spawn")
     alive, ended = context.Pipe(duplex=False)

@@ -151,7 +151,7 @@ def write_receipt(
         return
     text = json.dumps(receipt.to_json(), indent=2) if file.suffix == ".json" else receipt.to_html()
     try:
-        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except OSError as error:
         raise JobError(_unwritten(file, error, done), remedy=remedy) from error
     try:

@@ -135,10 +135,8 @@ def opened_in_worker(config: Path | None, *, event_modules: bool = False) -> Eve
 
 
 def _present(stores: Stores) -> Stores:
-    from eventseal.configuration.assembly import missing_file
-
     if not stores.are_present():
-        raise missing_file()
+        raise stores.missing_file()
     return stores
 
 

@@ -23,6 +23,7 @@ from eventseal.kms import adapter_from_uri
 from eventseal.storage import SQLAlchemyDatastore, SQLAlchemyKeyStore, SQLAlchemySettings
 from eventseal.storage.accepted_formats import AcceptedNow
 from eventseal.storage.database.engines import database_identity
+from eventseal.storage.database.sqlite_files import opening_fault
 from eventseal.storage.items.tables import OWN_RECORDS
 from eventseal.wording import counted
 
@@ -87,6 +88,18 @@ class Stores:
         """Check whether every SQLite file exists. Any other database is assumed to exist."""
         return self.datastore.settings.is_there and self.datastore.key_settings.is_there
 
+    def wrong_path(self) -> ConfigurationError | None:
+        """Return an error if SQLite cannot open or create a file."""
+        return next(filter(None, map(opening_fault, self._files())), None)
+
+    def missing_file(self) -> EventSealError:
+        """Return the error for a SQLite file that does not exist."""
+        return self.wrong_path() or StoreUnavailableError(
+            "the SQLite file that store_url or key_store_url names does not exist",
+            remedy="Correct the setting, or restore the file if it was lost. In a new project, create the "
+            "file with `eventseal init`.",
+        )
+
     def are_in_memory(self) -> bool:
         """Check whether a database is in memory. It ends with its connections."""
         return self.datastore.settings.in_memory or self.datastore.key_settings.in_memory
@@ -95,14 +108,9 @@ class Stores:
         """Close the connections."""
         self.datastore.close()
 
-
-def missing_file() -> StoreUnavailableError:
-    """Return the error for a SQLite file that does not exist."""
-    return StoreUnavailableError(
-        "the SQLite file that store_url or key_store_url names does not exist",
-        remedy="Correct the setting, or restore the file if it was lost. In a new project, create the file "
-        "with `eventseal init`.",
-    )
+    def _files(self) -> list[Path]:
+        files = self.datastore.settings.file, self.datastore.key_settings.file
+        return [file for file in files if file is not None]
 
 
 def record_classes(names: Sequence[str]) -> list[type[Any]]:

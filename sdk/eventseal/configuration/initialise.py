@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from contextlib import closing, suppress
 from pathlib import Path
@@ -89,6 +88,8 @@ class InitSteps:
                 remedy="Use a file, such as sqlite:///events.sqlite. If your process keeps its database in "
                 "memory, call datastore.setup_tables() in it.",
             )
+        if wrong := self._stores.wrong_path():
+            raise wrong
 
     def check(self) -> None:
         """
@@ -191,8 +192,7 @@ class InitSteps:
             (datastore.settings, datastore.engine),
             (datastore.key_settings, datastore.key_engine),
         ):
-            # In a folder where SQLite cannot create its file, connecting raises the error and leaves no file.
-            if settings.is_there or not os.access(Path(str(settings.file)).parent, os.W_OK | os.X_OK):
+            if settings.is_there:
                 check_connection(engine)
         if datastore.is_older():
             raise older_store()

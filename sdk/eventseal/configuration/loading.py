@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 DEFAULT_FILE = "eventseal.toml"
 FILE_VARIABLE = f"{ENVIRONMENT_PREFIX}CONFIG"
 SECRET_SETTINGS = frozenset({"store_url", "key_store_url", "old_store_url", "ledger"})
+
+# Kubernetes sets these in every pod, for each Service. A Service called eventseal has our prefix.
+_SERVICE_VARIABLE = re.compile(
+    r"EVENTSEAL(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SERVICE_PORT = re.compile(r"(tcp|udp|sctp)://.+")  # of a variable such as EVENTSEAL_PORT
 
 
 def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
@@ -95,19 +102,31 @@ def environment_names() -> dict[str, str]:
     """
     Return the settings that the environment sets, with their variables.
 
-    Upper and lower case make no difference.
+    Upper and lower case make no difference. An empty variable sets nothing. The variables that Kubernetes
+    sets for a Service are left out.
     """
     prefix = ENVIRONMENT_PREFIX.lower()
-    return {
-        variable.lower().removeprefix(prefix): variable
-        for variable in os.environ
-        if variable.lower().startswith(prefix) and variable.upper() != FILE_VARIABLE
+    found = {
+        variable.lower().removeprefix(prefix): (variable, value)
+        for variable, value in os.environ.items()
+        if value and variable.lower().startswith(prefix) and variable.upper() != FILE_VARIABLE
     }
+    return {
+        name: variable
+        for name, (variable, value) in found.items()
+        if name in Settings.model_fields or not _is_service_variable(variable, value)
+    }
+
+
+def _is_service_variable(variable: str, value: str) -> bool:
+    if variable.endswith("_PORT") and _SERVICE_PORT.fullmatch(value):
+        return True
+    return _SERVICE_VARIABLE.fullmatch(variable) is not None
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        content = path.read_bytes().decode()
+        content = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         raise ConfigurationError(
             f"there is no settings file {path}",
@@ -216,7 +235,7 @@ def write_settings_file(path: Path, values: Mapping[str, Value]) -> None:
         ConfigurationError: The path exists already, or cannot be written.
     """
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except FileExistsError:
         raise ConfigurationError(
             f"settings file {path} exists already, and EventSeal does not overwrite it",

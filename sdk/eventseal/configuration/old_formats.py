@@ -113,12 +113,7 @@ def _key(name: str, source: str) -> bytes:
     kind, _, place = source.partition(":")
     shown = f"old_formats: the key of {name}, {kind}:{place},"
     try:
-        text = os.environ[place] if kind == "env" else Path(place).read_text(encoding="ascii")
-    except KeyError:
-        raise ConfigurationError(
-            f"{shown} does not exist: no such variable is set",
-            remedy="Set the variable, or correct its name.",
-        ) from None
+        text = os.environ.get(place, "") if kind == "env" else Path(place).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigurationError(
             f"{shown} cannot be read: {error.strerror}",
@@ -126,7 +121,13 @@ def _key(name: str, source: str) -> bytes:
         ) from None
     except UnicodeDecodeError:
         text = ""
+    if not text and kind == "env":
+        raise ConfigurationError(
+            f"{shown} does not exist: no such variable is set, or it is empty",
+            remedy="Set the variable, or correct its name.",
+        )
     key = _decoded(text)
+    del text  # a traceback with locals would show it
     if key is None:
         raise ConfigurationError(
             f"{shown} is not base64 of 16, 24 or 32 bytes",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from eventseal.configuration.assembly import EventSeal, missing_file
+from eventseal.configuration.assembly import EventSeal
 from eventseal.configuration.loading import load_settings
 from eventseal.erasure import DatabaseLedger
 from eventseal.erasure.ledger.lines import ledger_metadata
@@ -122,7 +122,7 @@ class _Upgrade:
             ConfigurationError: A table belongs to another program, or there is no store.
         """
         if not self._seal.stores.are_present():
-            raise missing_file()
+            raise self._seal.stores.missing_file()
         self._datastore.compared_tables()
         if self._seal.ledger is not None:
             self._seal.ledger.check_place()

@@ -16,6 +16,7 @@ from eventseal_kms.key_file import create_key_file, read_key_file
 
 KEY = bytes(range(32))
 TEXT = base64.b64encode(KEY)
+BOM = b"\xef\xbb\xbf"
 
 
 def write(path: Path, content: bytes, mode: int = 0o600) -> Path:
@@ -35,7 +36,7 @@ def refusal(path: Path) -> ConfigurationError:
     return caught.value
 
 
-@pytest.mark.parametrize("content", [TEXT, TEXT + b"\n"])
+@pytest.mark.parametrize("content", [TEXT, TEXT + b"\n", TEXT + b"\r\n", BOM + TEXT, BOM + TEXT + b"\r\n"])
 def test_thirty_two_bytes_in_base64_are_a_key(tmp_path, content):
     assert read_key_file(write(tmp_path / "dev.key", content)) == KEY
 
@@ -53,7 +54,10 @@ def test_thirty_two_bytes_in_base64_are_a_key(tmp_path, content):
         pytest.param(TEXT[:-2] + b"9=", id="trailing bits set"),
         pytest.param(TEXT + b"\n\n", id="two newlines"),
         pytest.param(b" " + TEXT, id="leading space"),
-        pytest.param(TEXT + b"\r\n", id="carriage return"),
+        pytest.param(TEXT + b"\r\n\r\n", id="two line ends of Windows"),
+        pytest.param(b"\r\n" + TEXT, id="leading line end"),
+        pytest.param(BOM + BOM + TEXT, id="two byte order marks"),
+        pytest.param(TEXT.decode().encode("utf-16"), id="UTF-16"),
         pytest.param(TEXT + b"\n" + TEXT, id="two keys"),
         pytest.param(base64.urlsafe_b64encode(b"\xff" * 32), id="URL-safe alphabet"),
         pytest.param(b"\xff" * 44, id="no text"),

@@ -110,10 +110,10 @@ CASES = {
     "reset": (requests.exceptions.ChunkedEncodingError("reset"), KmsUnavailableError, 4, "connection"),
     "certificate": (requests.exceptions.SSLError("CERTIFICATE_VERIFY_FAILED"), KmsUnavailableError, 1, "TLS"),
     "no bundle": (
-        OSError("Could not find a suitable TLS CA certificate bundle"),
-        KmsUnavailableError,
+        OSError("Could not find a suitable TLS CA certificate bundle, invalid path: /x/ca.pem"),
+        ConfigurationError,
         1,
-        "TLS",
+        "a file of certificates cannot be used (/x/ca.pem)",
     ),
     "address": (requests.exceptions.InvalidURL("no host"), ConfigurationError, 1, "address"),
     "a portal": ((200, "<html>Please log in</html>"), KmsUnavailableError, 1, "does not come from Vault"),
@@ -219,8 +219,8 @@ def test_a_denial_after_a_new_login_is_a_denial(retries, context, monkeypatch):
     adapter = VaultTransitAdapter("transit", "app", settings=settings, retries=retries)
     with pytest.raises(KmsForbiddenError, match="policies do not grant"):
         adapter.unwrap(WRAPPED, context)
-    decrypt, login_path = "transit/decrypt/app", "auth/approle/login"
-    assert canned.paths == [login_path, decrypt, "auth/token/lookup-self", login_path, decrypt]
+    decrypt, login_path, acl = "transit/decrypt/app", "auth/approle/login", "sys/internal/ui/resultant-acl"
+    assert canned.paths == [login_path, decrypt, "auth/token/lookup-self", login_path, decrypt, acl]
 
 
 def test_a_token_at_its_maximum_is_replaced_by_a_new_login(context, monkeypatch):

@@ -142,6 +142,10 @@ def test_4_a_policy_denial(scene_with_a_token):
     denial = f'path "transit/decrypt/{scene.key_name}" {{ capabilities = ["deny"] }}'
     scene.root.sys.create_or_update_policy("transit-all", f"{policy}\n{denial}")
     try:
+        is_a(scene.see(), KmsForbiddenError, tries=1, words="denies update on transit/decrypt")
+        scene.root.sys.create_or_update_policy(
+            "transit-all", 'path "transit/keys/*" { capabilities = ["read"] }'
+        )
         is_a(scene.see(), KmsForbiddenError, tries=1, words="policies do not grant update")
     finally:
         scene.root.sys.create_or_update_policy("transit-all", policy)

@@ -185,7 +185,7 @@ def test_a_policy_denial_makes_no_new_login(openbao, make_role, make_adapter, wr
     adapter = make_adapter(make_role(token_policies=["default"]))
     with openbao.counted() as made, pytest.raises(KmsForbiddenError, match="policies do not grant") as caught:
         adapter.unwrap(wrapped, context)
-    assert paths(made) == [LOGIN, "transit/decrypt/KEY", LOOKUP]
+    assert paths(made) == [LOGIN, "transit/decrypt/KEY", LOOKUP, "sys/internal/ui/resultant-acl"]
     assert f'path "transit/decrypt/{key_name}" {{ capabilities = ["update"] }}' in caught.value.remedy
 
 

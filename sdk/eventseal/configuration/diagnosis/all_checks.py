@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING
 
-from eventseal.configuration.assembly import Stores, configured_keks, missing_file
+from eventseal.configuration.assembly import Stores, configured_keks
 from eventseal.configuration.diagnosis.database_checks import (
     check_clock,
     check_database,
@@ -106,7 +106,7 @@ def _open(settings: Settings, stores: list[Stores]) -> Iterator[Finding]:
 
 def _check_stores(stores: Stores, adapters: list[KmsAdapter], role: Role | None) -> Iterator[Finding]:
     if not stores.are_present():
-        yield DATABASE.raised(missing_file())
+        yield DATABASE.raised(stores.missing_file())
         return
     engines = databases(stores.datastore)
     writes = role is None or role.writes

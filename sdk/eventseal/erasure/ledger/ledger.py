@@ -415,6 +415,9 @@ class FileLedger(Ledger):
     Args:
         path: The path of the file, whose folder must exist. Keep copies of the file, apart from the backups
             of the key tables.
+
+    Raises:
+        ConfigurationError: This system has no locks of POSIX.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

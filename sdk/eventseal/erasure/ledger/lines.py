@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import stat
@@ -28,8 +27,16 @@ from eventseal.errors import (
 from eventseal.storage.database.column_types import Count, ExactBytes, StoredText
 from eventseal.storage.database.engines import SQLAlchemySettings, make_engine, redacted
 from eventseal.storage.database.layout import quoted_name
+from eventseal.storage.database.sqlite_files import make_folder, opening_fault
 from eventseal.storage.database.table_setup import compare_tables, create_tables, own_table
 from eventseal.storage.database.transactions import read, write
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    _LOCKS_FILES = False
+else:
+    _LOCKS_FILES = True
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,7 +50,7 @@ _PATIENCE = 10.0
 """Seconds to wait for another process that is writing."""
 
 _PAUSE = 0.01
-_CORRECT_PATH = "Correct the path of the ledger. Its folder must exist."
+_CORRECT_PATH = "Correct the path of the ledger."
 _READ_ONLY = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _AWAY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOLCK})
 
@@ -58,9 +65,17 @@ class LedgerFile:
     Args:
         path: The path of the file, whose folder must exist. If several machines write the file, its file
             system must enforce locks between them.
+
+    Raises:
+        ConfigurationError: This system has no locks of POSIX.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not _LOCKS_FILES:
+            raise ConfigurationError(
+                "a ledger in a file needs the file locks of POSIX, which this system does not have",
+                remedy="Set `ledger` to the URL of a database, or use Linux or macOS.",
+            )
         self.path = Path(path)
 
     @property
@@ -175,6 +190,8 @@ class LedgerFile:
             try:
                 descriptor = self._opened(os.O_RDONLY)
             except FileNotFoundError:
+                if not self.path.parent.is_dir():  # an unmounted volume would look like an empty ledger
+                    raise
                 yield None
                 return
             try:
@@ -201,7 +218,7 @@ class LedgerFile:
 
     def _opened(self, flags: int) -> int:
         # Without O_NONBLOCK, opening a pipe would wait until a process opens its other end.
-        return os.open(self.path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        return os.open(self.path, flags | os.O_NONBLOCK, 0o600)
 
     def _refuse_other_than_file(self, descriptor: int) -> None:
         """Refuse a path that keeps nothing: a device or a pipe."""
@@ -246,7 +263,9 @@ class LedgerFile:
                 ) from error
             if error.errno in _AWAY:
                 raise StoreUnavailableError(said) from error
-            if error.errno in {errno.ENOENT, errno.EISDIR, errno.ENOTDIR}:
+            if error.errno == errno.ENOENT:
+                raise ConfigurationError(said, remedy=make_folder(self.path.parent)) from error
+            if error.errno in {errno.EISDIR, errno.ENOTDIR}:
                 raise ConfigurationError(said, remedy=_CORRECT_PATH) from error
             raise StoreError(
                 said, remedy="Check the path of the ledger, and the operating system's log."
@@ -282,7 +301,7 @@ def _last_line(file: BufferedReader, end: int) -> bytes | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
@@ -397,7 +416,11 @@ class LedgerTable:
         return write(self.engine, work, doing=f"writing {self.name}")
 
     def _read(self, work: Callable[[Connection], T]) -> T | None:
-        if not self.settings.is_there:  # connecting would create an empty file
+        file = self.settings.file
+        if file is not None and not self.settings.is_there:  # connecting would create an empty file
+            fault = opening_fault(file)
+            if fault is not None:
+                raise fault
             return None
         try:
             return read(self.engine, work, doing=f"reading {self.name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import sqlite3
@@ -17,6 +18,7 @@ from sqlalchemy.pool import QueuePool
 
 from eventseal.errors import ConfigurationError
 from eventseal.storage.database.layout import follow_layout
+from eventseal.storage.database.sqlite_files import explain_failed_opening
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -120,7 +122,7 @@ class SQLAlchemySettings:
     @property
     def is_there(self) -> bool:
         """Whether the database exists, as far as files show. If not, a connection would create the file."""
-        return self.file is None or self.file.exists()
+        return self.file is None or os.access(self.file, os.F_OK)
 
     def __repr__(self) -> str:
         return f"<SQLAlchemySettings {redacted(self.url)}>"
@@ -192,6 +194,8 @@ def make_engine(
     follow_layout(engine, schema=settings.schema)
     if sqlite:
         event.listen(engine, "connect", _read_any_text)
+    if settings.file is not None:
+        explain_failed_opening(engine, settings.file)
     if reads_only:
         event.listen(engine, "connect", _write_nothing if sqlite else _only_read)
     elif sqlite and not settings.in_memory:

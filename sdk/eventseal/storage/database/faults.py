@@ -39,9 +39,9 @@ _DOING = "checking whether other programs write"
 _CORRECT_URL = (
     "Correct the URL of the database: store_url, or key_store_url if the keys have their own database."
 )
-_MAKE_FOLDER = (
-    "If the folder of the SQLite file does not exist, create it: EventSeal creates only the file. "
-    "Otherwise check that the path is not a folder, and that this user may open it."
+_LOOK_AT_FOLDER = (
+    "Check that the folder of the SQLite file is mounted and writable, and that this process has not reached "
+    "its limit of open files (ulimit -n). Then try again."
 )
 _END_TRANSACTION = (
     "End long transactions, then try again. Fork outside of transactions: a process that forks inside a "
@@ -86,7 +86,7 @@ _SQLITE_UNAVAILABLE = frozenset(
 _SQLITE_REMEDIES = {
     sqlite3.SQLITE_BUSY: _END_TRANSACTION,
     sqlite3.SQLITE_LOCKED: _END_TRANSACTION,
-    sqlite3.SQLITE_CANTOPEN: _MAKE_FOLDER,
+    sqlite3.SQLITE_CANTOPEN: _LOOK_AT_FOLDER,  # a wrong path has its own error: sqlite_files
     sqlite3.SQLITE_FULL: _MAKE_ROOM,
     sqlite3.SQLITE_IOERR: _LOOK_AT_DISK,  # also for a full disk, if SQLite creates a file next to its own
 }
