@@ -66,9 +66,11 @@ def test_each_database_has_its_own_grants(run_json, monkeypatch):
     monkeypatch.setenv("EVENTSEAL_LEDGER", "postgresql://nowhere.example/ledger")
     found = statements(run_json("policy", "--role", "custodian"))
     assert list(found) == ["items", "keys", "ledger"]
-    assert any(" ON encryption_keys " in grant for grant in found["keys"])
-    assert not any(" ON encryption_keys " in grant for grant in found["items"])
-    assert found["ledger"] == ["GRANT SELECT, INSERT, UPDATE ON erasure_ledger TO eventseal_custodian;"]
+    assert any(" ON eventseal_encryption_keys " in grant for grant in found["keys"])
+    assert not any(" ON eventseal_encryption_keys " in grant for grant in found["items"])
+    assert found["ledger"] == [
+        "GRANT SELECT, INSERT, UPDATE ON eventseal_erasure_ledger TO eventseal_custodian;"
+    ]
     assert list(statements(run_json("policy", "--role", "writer"))) == ["items", "keys"]
 
 

@@ -356,7 +356,7 @@ def test_options_of_the_kms_are_tables_in_the_file_and_json_in_a_variable(tmp_pa
     given = {"aws-kms": {"profile": "dev"}}
     assert load_settings(file, kms_options=given).kms_options == given
     monkeypatch.setenv("EVENTSEAL_KMS_OPTIONS", "")
-    assert load_settings(file).kms_options == {}
+    assert load_settings(file).kms_options["aws-kms"]["profile"] == "prod"
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def site(new_postgres_database, tmp_path_factory) -> Iterator[Site]:
         for name in ("new.key", "last.key", "spare.key"):
             LocalKmsAdapter.create(name)
     with site.owner("keys") as connection:
-        connection.execute(text("UPDATE key_changes SET refresh_interval = 0"))
+        connection.execute(text("UPDATE eventseal_key_changes SET refresh_interval = 0"))
         for role in Role:
             connection.execute(text(f"CREATE ROLE {site.user(role)} LOGIN"))
     for role in Role:
@@ -401,14 +401,14 @@ def test_a_reader_that_appends_is_told_to_ask_for_the_privilege(site):
 def test_doctor_names_the_grant_that_a_role_lacks(site, role, privilege):
     user = site.user(role)
     with site.owner("keys") as connection:
-        connection.execute(text(f"REVOKE {privilege} ON key_wrappings FROM {user}"))
+        connection.execute(text(f"REVOKE {privilege} ON eventseal_key_wrappings FROM {user}"))
     try:
         with site.settings(role, keks=("last.key",)):
-            assert amiss(role) == [f"GRANT {privilege} ON key_wrappings TO {user};"]
+            assert amiss(role) == [f"GRANT {privilege} ON eventseal_key_wrappings TO {user};"]
             run("doctor", "--role", role, exits=2)
     finally:
         with site.owner("keys") as connection:
-            connection.execute(text(f"GRANT {privilege} ON key_wrappings TO {user}"))
+            connection.execute(text(f"GRANT {privilege} ON eventseal_key_wrappings TO {user}"))
 
 
 def test_doctor_finds_nothing_for_a_reader_who_cannot_write(site):

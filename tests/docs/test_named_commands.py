@@ -184,7 +184,18 @@ def test_a_wrong_command_is_found(text, wrong):
 QUOTED = re.compile(
     r"(shlex\.(quote|join)|shell_word|verb_command|resume_command|verb_of|_named|geteuid|version)\(|_id\b|\.next$"
 )
-QUOTED_BEFORE = {"named", "scopes", "words", "target", "resume", "verb", "function", "old", "new"}
+QUOTED_BEFORE = {
+    "__version__",
+    "named",
+    "scopes",
+    "words",
+    "target",
+    "resume",
+    "verb",
+    "function",
+    "old",
+    "new",
+}
 
 
 def unquoted(path: Path) -> Iterator[str]:

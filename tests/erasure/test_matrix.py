@@ -23,7 +23,7 @@ from eventseal.errors import (
 )
 from eventseal.eventstore import EventStore
 from eventseal.items import Erased, SequencedItemMapper
-from eventseal.storage.keys.tables import encryption_keys, key_wrappings
+from eventseal.storage.keys.tables import encryption_keys, key_claims, key_wrappings
 from eventseal.testing import FakeKms, ManualClock
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def bring_about(site: Site, state: str, tenant: str, key_id: UUID, other: Sealed
         with site.datastore.key_engine.begin() as connection:
             connection.execute(delete(key_wrappings).where(key_wrappings.c.key_id == key_id))
             connection.execute(delete(encryption_keys).where(encryption_keys.c.key_id == key_id))
+            connection.execute(delete(key_claims))  # of the key that held the slot
 
 
 def note_refusal(process: SealedShop, key_id: UUID, state: str) -> None:

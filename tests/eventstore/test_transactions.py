@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Text, create_engine, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from tests.storage.test_commit_outcome import FaultyConnection
+from tests.fixtures.faulty_connection import FaultyConnection
 
 from eventseal.cipher import AESCipher
 from eventseal.errors import (
@@ -208,7 +208,7 @@ def breaking(datastore, session):
         else:  # PostgreSQL cannot serialize the append and a change of its fence
             session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             session.execute(text("SELECT 1 FROM outbox"))
-            other.execute(text("UPDATE key_fences SET state = state"))
+            other.execute(text("UPDATE eventseal_key_fences SET state = state"))
             other.commit()
         yield
 

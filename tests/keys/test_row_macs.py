@@ -234,7 +234,7 @@ def test_an_old_mark_is_known_for_what_it_counts_and_is_never_followed() -> None
         seals.check_mark(mark)
     with pytest.raises(StoreReadOnlyError) as caught:
         mark_of(seals)(mark, {})
-    assert "eventseal init" in caught.value.remedy
+    assert "eventseal upgrade" in caught.value.remedy
 
 
 def test_seals_show_and_travel_nothing() -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 from eventseal.errors import ConfigurationError
-from eventseal.kms import adapter as uri
 from eventseal.kms import adapter_from_uri
+from eventseal.kms import key_uris as uri
 
 
 class Adapter:

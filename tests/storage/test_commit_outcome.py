@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -11,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import event
 from tests.fixtures.commit_proxy import commit_proxy
+from tests.fixtures.faulty_connection import FaultyConnection
 from tests.fixtures.postgres_databases import wait_until_blocked
 
 from eventseal.errors import SequencedItemConflictError, StoreUnavailableError
@@ -40,22 +40,6 @@ def stored(url: str, open_datastore) -> list[SequencedItem]:
     """All items, by way of a connection without faults."""
     datastore = open_datastore(url, TABLES, setup=False)
     return list(SQLAlchemyActiveRecordStrategy(IntegerSequencedItemRecord, datastore.session).all_items())
-
-
-class FaultyConnection(sqlite3.Connection):
-    """A SQLite connection whose next COMMIT fails, before or after it is executed."""
-
-    fail: str | None = None
-
-    def commit(self) -> None:
-        when, FaultyConnection.fail = FaultyConnection.fail, None
-        error = sqlite3.OperationalError("disk I/O error")
-        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
-        if when == "before":
-            raise error
-        super().commit()
-        if when == "after":
-            raise error
 
 
 @pytest.fixture

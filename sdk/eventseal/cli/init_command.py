@@ -21,6 +21,7 @@ from eventseal.configuration.loading import (
     settings_from,
     with_urls_hidden,
 )
+from eventseal.configuration.setup_sql import setup_sql
 from eventseal.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ Examples:
       --store-url postgresql://shop@db/shop --application shop --yes
   eventseal init --ledger /var/lib/shop/erasures.jsonl --scope-digest
   eventseal init --dry-run --json
+  eventseal init --sql | psql shop
 """
 
 
@@ -80,6 +82,9 @@ def init(
         bool,
         typer.Option("--scope-digest", help="Store digests of scopes, which may be personal. Permanent."),
     ] = False,
+    sql: Annotated[
+        bool, typer.Option("--sql", help="Print the SQL that creates what is missing, then exit.")
+    ] = False,
 ) -> None:
     """
     Write settings, check the KMS, create tables and first keys.
@@ -87,7 +92,8 @@ def init(
     It checks everything before it writes anything. Existing things stay as they
     are: if you run it again, it changes nothing and says so. It adds triggers and
     an index to tables of the eventsourcing library. If an earlier release created
-    the store, run `eventseal upgrade` instead.
+    the store, run `eventseal upgrade` instead. If only an administrator may create
+    tables, run the SQL that --sql prints as that administrator, then run `init`.
     """
     given = {
         "kms_key": kms_key[0] if kms_key and len(kms_key) == 1 else kms_key,
@@ -103,6 +109,9 @@ def init(
     load_modules(tables=table or ())
     with suppress(ConfigurationError):  # `initialise` checks the file, together with the options
         options.settings()
+    if sql:
+        _print_sql(setup_sql(options.config, **settings), options)
+        return
     steps = initialise(options.config, dry_run=options.dry_run, **_asked(settings, options))
     if not options.dry_run:
         options.settings()  # the key file exists now, and is shown by its name
@@ -111,6 +120,16 @@ def init(
     else:
         _print(steps, dry_run=options.dry_run)
     _mention_ledger(options)
+
+
+def _print_sql(statements: dict[str, list[str]], options: Options) -> None:
+    if options.as_json:
+        print_json({"verb": "init", "sql": statements})
+        return
+    for database, missing in statements.items():
+        typer.echo(f"-- {printable(database)}{'' if missing else ' (nothing is missing)'}")
+        for statement in missing:
+            typer.echo(f"{statement};")
 
 
 def _asked(settings: dict[str, Any], options: Options) -> dict[str, Any]:

@@ -105,6 +105,7 @@ class InitSteps:
         self._check_databases()
         self._missing_tables = self._stores.datastore.missing_tables(self._settings.application)
         self._unprepared = self._unprepared_tables()
+        self._unindexed = self._unindexed_tables()
         self._has_store_key = self._has_key(STORE_SCOPE, KeyPurpose.STORE)
         self._has_data_key = self._has_key(DEFAULT_SCOPE, KeyPurpose.DATA)
         self._missing_keks = [uri for uri, kind in self._makers.items() if not kind.exists(uri)]
@@ -115,7 +116,8 @@ class InitSteps:
             self._ledger.check_place()
         self._has_ledger = self._ledger is not None and self._ledger.exists(self._settings.application)
         there = [uri for uri in self._keks if uri not in self._missing_keks]
-        check_adapters([self._adapter(uri) for uri in there])
+        if there:
+            check_adapters([self._adapter(uri) for uri in there])
         self._kms = [self._checked(uri) for uri in there]
 
     def report(self) -> Iterator[SetupStep]:
@@ -137,6 +139,7 @@ class InitSteps:
         adapters = configured_adapters(self._settings)
         yield from [self._checked(uri) for uri in self._keks] if self._missing_keks else self._kms
         self._stores.datastore.setup_tables(application=self._settings.application)
+        self._stores.datastore.index_key_ids()
         yield self._tables_step()
         if self._settings.eventsourcing_tables:
             yield self._eventsourcing_step()
@@ -216,8 +219,15 @@ class InitSteps:
     def _tables_step(self) -> SetupStep:
         items, keys = self._stores.datastore.needed_tables()
         missing = sorted(self._missing_tables)
-        detail = f"tables {', '.join(missing)}" if missing else counted(len(items) + len(keys), "table")
-        return SetupStep(name="tables", changed=bool(missing), detail=detail)
+        said = [f"tables {', '.join(missing)}"] if missing else []
+        said += [f"indexes on the key ids of {', '.join(self._unindexed)}"] if self._unindexed else []
+        detail = ". ".join(said) or counted(len(items) + len(keys), "table")
+        return SetupStep(name="tables", changed=bool(said), detail=detail)
+
+    def _unindexed_tables(self) -> list[str]:
+        """List the listed tables that lack an index."""
+        datastore = self._stores.datastore
+        return [table.table for table in datastore.unindexed_tables()] if datastore.settings.is_there else []
 
     def _unprepared_tables(self) -> list[str]:
         """List the eventsourcing library's tables that lack their triggers or their index."""
@@ -318,15 +328,20 @@ def initialise(path: str | Path | None = None, *, dry_run: bool = False, **optio
     """
     options = with_urls_hidden(options)
     file = settings_file(path) or Path(DEFAULT_FILE)
-    settings, to_write = _settings(file, options)
+    settings, to_write = settings_with(file, options)
     with closing(InitSteps(settings)) as steps:
         steps.check()
         written = _write(file, to_write, dry_run=dry_run)
         return [written, *(steps.report() if dry_run else steps.take())]
 
 
-def _settings(file: Path, options: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
-    """Return the settings, and the options that a new file must hold."""
+def settings_with(file: Path, options: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
+    """
+    Return the settings, and the options that a new file must hold.
+
+    Raises:
+        ConfigurationError: A setting is wrong, or an option differs from the settings.
+    """
     present = file.exists()
     settings = settings_from(file if present else None, **options)
     without_options = settings_from(file if present else None)

@@ -37,6 +37,7 @@ from eventseal.storage.keys.tables import (
     fence_metadata,
     kek_fences,
     key_changes,
+    key_claims,
     key_fences,
     key_metadata,
     key_wrappings,
@@ -128,11 +129,12 @@ _TO_DESTROY_KEYS: Mapping[Table, Privileges] = {
     marked_envelopes: _DROP,
 }
 _ON_TABLES: Mapping[Role, Mapping[Table, Privileges]] = {
-    Role.WRITER: {**_TO_OPEN, **_TO_CREATE_KEYS},
+    Role.WRITER: {**_TO_OPEN, **_TO_CREATE_KEYS, key_claims: _WRITE},
     Role.READER: _TO_OPEN,
     Role.ROTATOR: {
         **_TO_REPORT,
         **_TO_DESTROY_KEYS,
+        key_claims: _WRITE,
         compromised_marks: _ALL,
         replaced_envelopes: _ADD,
         reencryption_jobs: _WRITE,
@@ -343,6 +345,10 @@ def _grant(table: Table, privileges: Privileges, schema: str | None) -> Grant:
 
 
 def _table_name(table: Table, schema: str | None) -> str:
-    """Return the name of a table or sequence for SQL. *schema* is that of tables which name none."""
+    """
+    Return the name of a table or sequence for SQL.
+
+    If the table names no schema, it is in *schema*.
+    """
     parts = table.schema or schema, table.name
     return ".".join(map(quoted, filter(None, parts)))

@@ -23,7 +23,6 @@ from eventseal.storage.database.table_setup import (
     has_table,
     is_ours,
     layout_of_database,
-    older_store,
 )
 from eventseal.storage.database.transactions import check_connection, holds_sqlite_lock, reads, writes
 from eventseal.storage.foreign_tables import eventsourcing_table
@@ -195,12 +194,11 @@ class SQLAlchemyDatastore:
         """
         compared = self.compared_tables()
         compared.refuse_additions()
-        if compared.missing and self.is_older():
-            raise older_store()
+        missing = compared.to_create(is_older=self.is_older())
         self.tables_to_register(application)
         if self.settings.is_there:
             self.described_eventsourcing_tables(application=application)
-        return [table.fullname for table in compared.missing]
+        return [table.fullname for table in missing]
 
     def compared_tables(self) -> Comparison:
         """Compare the needed tables with those that exist, as ``compare_tables`` does."""

@@ -16,7 +16,15 @@ from eventseal.keys.states import KeyState
 from eventseal.rotation.table_checks import differing_items
 from eventseal.storage.database.column_types import HoldsUUID
 from eventseal.storage.database.engines import make_engine
-from eventseal.storage.database.layout import UPGRADE, Layout, layout_of, own_name, quoted_name, schema_of
+from eventseal.storage.database.layout import (
+    UPGRADE,
+    Layout,
+    is_newer,
+    layout_of,
+    own_name,
+    quoted_name,
+    schema_of,
+)
 from eventseal.storage.database.table_setup import (
     ADDED,
     KEY_ID,
@@ -79,10 +87,13 @@ def _check(engine: Engine, what: str, tables: Sequence[Table], role: Role | None
 
 def _differences(connection: Connection, tables: Sequence[Table], role: Role | None) -> list[Finding]:
     found: list[Finding] = []
-    if layout_of(connection) is Layout.OLDER:
+    is_older = layout_of(connection) is Layout.OLDER
+    if is_older:
         text = "an earlier release created the tables: they have names without eventseal_"
         found.append(TABLES.warning(text, UPGRADE))
     for table in tables:
+        if is_older and is_newer(table.name):
+            continue
         if not has_table(connection, table.fullname):
             found.append(TABLES.problem(MissingTableError, f"there is no table {table.fullname}", _INIT))
             continue

@@ -86,9 +86,8 @@ class LedgerFile:
     def check_place(self) -> None:
         """Check that the folder of the file exists."""
         if not self.path.parent.is_dir():
-            raise ConfigurationError(
-                f"the folder of {self.name} does not exist. Nothing was changed", remedy=_CORRECT_PATH
-            )
+            said = f"the folder of {self.name} does not exist. Nothing was changed"
+            raise ConfigurationError(said, remedy=make_folder(self.path.parent))
 
     def last(self, application: str) -> bytes | None:  # noqa: ARG002 - a file is of one application
         """Return the last whole line, or ``None`` without a line or file."""
@@ -418,8 +417,7 @@ class LedgerTable:
     def _read(self, work: Callable[[Connection], T]) -> T | None:
         file = self.settings.file
         if file is not None and not self.settings.is_there:  # connecting would create an empty file
-            fault = opening_fault(file)
-            if fault is not None:
+            if fault := opening_fault(file):
                 raise fault
             return None
         try:

@@ -204,6 +204,11 @@ def own_name(database: Engine | Connection, name: str) -> str:
     return name if names is None else names.translated(name)
 
 
+def is_newer(name: str) -> bool:
+    """Return whether no earlier release has a table. ``eventseal upgrade`` creates it."""
+    return name.startswith(PREFIX) and name.removeprefix(PREFIX) not in OLDER_NAMES
+
+
 def schema_of(connection: Engine | Connection, schema: str | None) -> str | None:
     """Return the schema of tables that name *schema*, or none. ``None``: the default schema."""
     chosen: Mapping[str | None, str] = connection.get_execution_options().get("schema_translate_map", {})

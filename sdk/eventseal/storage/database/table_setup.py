@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine.reflection import ObjectKind
-from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
+from sqlalchemy.schema import CreateIndex, CreateTable, DropTable, ExecutableDDLElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from eventseal.errors import ConfigurationError
@@ -39,6 +39,7 @@ from eventseal.storage.database.column_types import (
 from eventseal.storage.database.layout import (
     UPGRADE,
     Layout,
+    is_newer,
     layout_of,
     own_name,
     quoted_name,
@@ -193,6 +194,19 @@ class Comparison(NamedTuple):
     missing: list[Table]
     additions: list[Column[Any]]
 
+    def to_create(self, *, is_older: bool) -> list[Table]:
+        """
+        Return the missing tables.
+
+        In an older store, none may be missing. ``eventseal upgrade`` creates those of later releases.
+
+        Raises:
+            ConfigurationError: A table is missing in an older store.
+        """
+        if is_older and not all(is_newer(table.name) for table in self.missing):
+            raise older_store()
+        return [] if is_older else self.missing
+
     def refuse_additions(self) -> None:
         """
         Refuse tables of an earlier release that lack columns.
@@ -267,14 +281,26 @@ def create_tables(connection: Connection, tables: Iterable[Table]) -> set[str]:
     one_setup_at_a_time(connection)
     compared = compare_tables(connection, tables)
     compared.refuse_additions()
-    missing = compared.missing
-    if missing and layout_of(connection) is Layout.OLDER:
-        raise older_store()
+    missing = compared.to_create(is_older=layout_of(connection) is Layout.OLDER)
     for table in missing:
-        connection.execute(CreateTable(table))
-        for index in sorted(table.indexes, key=lambda index: str(index.name)):
-            connection.execute(CreateIndex(index))
+        for element in creation(table):
+            connection.execute(element)
     return {table.fullname for table in missing}
+
+
+def creation(table: Table) -> list[ExecutableDDLElement]:
+    """Return the statements that create a table and its indexes."""
+    indexes = sorted(table.indexes, key=lambda index: str(index.name))
+    return [CreateTable(table), *map(CreateIndex, indexes)]
+
+
+def creation_sql(connection: Connection, table: Table) -> list[str]:
+    """Return the statements that create a table and its indexes, as SQL."""
+    chosen = schema_of(connection, None)
+    options: dict[str, Any] = {"dialect": connection.dialect}
+    if chosen is not None:
+        options |= {"schema_translate_map": {None: chosen}, "render_schema_translate": True}
+    return [str(element.compile(**options)).strip() for element in creation(table)]
 
 
 def older_store() -> ConfigurationError:

@@ -74,17 +74,26 @@ def create_key_id_indexes(connection: Connection, table: SealedTable, concurrent
     Returns:
         Whether an index was missing.
     """
-    there = _there(connection, table)
-    missing = {
-        name: definition
-        for name, definition in _definitions(connection, table).items()
-        if not there.get(name)
-    }
-    for name, definition in missing.items():
-        # An existing index of this name is left over from an interrupted attempt.
-        _drop(connection, table, there.keys() & {name}, concurrently)
-        connection.exec_driver_sql(f"CREATE INDEX {concurrently}{definition}")
+    missing = missing_key_id_indexes(connection, table, concurrently)
+    for statement in missing:
+        connection.exec_driver_sql(statement)
     return bool(missing)
+
+
+def missing_key_id_indexes(connection: Connection, table: SealedTable, concurrently: str = "") -> list[str]:
+    """
+    Return the statements that create the missing indexes. The arguments are as before.
+
+    An incomplete index is left over from an interrupted attempt, and is dropped first.
+    """
+    there = _there(connection, table)
+    statements = []
+    for name, definition in _definitions(connection, table).items():
+        if name in there and not there[name]:
+            statements.append(f"DROP INDEX {concurrently}{quoted_name(connection, name, table.schema)}")
+        if not there.get(name):
+            statements.append(f"CREATE INDEX {concurrently}{definition}")
+    return statements
 
 
 def make_key_id_indexes(engine: Engine, table: SealedTable, *, keeps: bool = False) -> bool:
@@ -160,13 +169,20 @@ def _make_in_file(connection: Connection, table: SealedTable, *, keeps: bool) ->
 
 def _make_on_server(connection: Connection, table: SealedTable, *, keeps: bool) -> bool:
     quoted = quoted_name(connection, table.name, table.schema)
-    # PostgreSQL cannot create or drop the index of a partitioned table concurrently.
-    alone = connection.execute(_IS_PARTITIONED, {"table": quoted}).scalar()
-    concurrently = "" if alone else "CONCURRENTLY "
+    concurrently = concurrently_word(connection, table)
     made = create_key_id_indexes(connection, table, concurrently)
     if made:  # before that, the planner has no statistics about the expression
         connection.exec_driver_sql(f"ANALYZE {quoted}")
     return _drop(connection, table, _obsolete(connection, table, keeps=keeps), concurrently) or made
+
+
+def concurrently_word(connection: Connection, table: SealedTable) -> str:
+    """Return the SQL word that lets others write meanwhile, or nothing."""
+    if connection.dialect.name == "sqlite":
+        return ""
+    # PostgreSQL cannot create or drop the index of a partitioned table concurrently.
+    named = quoted_name(connection, table.name, table.schema)
+    return "" if connection.execute(_IS_PARTITIONED, {"table": named}).scalar() else "CONCURRENTLY "
 
 
 def _drop(connection: Connection, table: SealedTable, names: Collection[str], concurrently: str = "") -> bool:
