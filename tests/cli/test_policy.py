@@ -41,6 +41,14 @@ def test_it_prints_what_can_be_pasted(run):
     assert "s3cret" not in said
 
 
+def test_no_grant_token_of_a_key_uri_is_printed(run, monkeypatch):
+    monkeypatch.setenv("EVENTSEAL_KMS_KEY", f"aws-kms://{KEY}?grant_token=s3cret")
+    for words in ((), ("--json",)):
+        said = run("policy", "--role", "reader", *words).stdout
+        assert KEY in said
+        assert "s3cret" not in said
+
+
 def test_a_reader_may_write_nothing(run_json):
     answer = run_json("policy", "--role", "reader")
     assert (answer["verb"], answer["role"], answer["application"]) == ("policy", "reader", "shop")

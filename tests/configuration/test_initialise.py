@@ -389,6 +389,7 @@ FOREIGN = {
     "all but the key id": "CREATE TABLE snapshots (id INTEGER PRIMARY KEY, name TEXT)",
     "a type": "CREATE TABLE snapshots (sequence_id TEXT, position BIGINT, topic TEXT, data BLOB)",
     "the data": "CREATE TABLE snapshots (sequence_id BLOB, position BIGINT, topic TEXT, data TEXT)",
+    "a view": "CREATE VIEW snapshots AS SELECT x'' AS sequence_id, 1 AS position, '' AS topic, x'' AS data",
 }
 
 

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.orm import Session
 from tests.fixtures import older_stores
 from tests.fixtures.older_stores import DATABASES, SETTINGS, Reader, dump, tables
@@ -23,6 +23,7 @@ from eventseal.configuration import EventSeal
 from eventseal.configuration.diagnosis import diagnose
 from eventseal.configuration.initialise import initialise
 from eventseal.configuration.loading import write_settings_file
+from eventseal.configuration.roles import Role
 from eventseal.configuration.upgrade import own_tables, upgrade
 from eventseal.errors import ConfigurationError, StoreUnavailableError
 from eventseal.rotation import verify
@@ -189,7 +190,11 @@ def test_another_programs_table_of_an_older_name_stays(older):
     with closing(sqlite3.connect("items.sqlite")) as connection, connection:
         connection.execute("CREATE TABLE epochs (id INTEGER PRIMARY KEY, name TEXT)")
         connection.execute("INSERT INTO epochs VALUES (1, 'jura')")
+        connection.execute("CREATE TABLE key_changes AS SELECT * FROM epochs")
+    with closing(sqlite3.connect("ledger.sqlite")) as connection, connection:
+        connection.execute("CREATE TABLE key_fences (key_id TEXT, state INTEGER)")
     upgrade()
+    assert "key_fences" in tables("ledger")
     with closing(sqlite3.connect("items.sqlite")) as connection:
         assert connection.execute("SELECT * FROM epochs").fetchall() == [(1, "jura")]
     assert "eventseal_epochs" in tables("keys")
@@ -335,6 +340,20 @@ class TestOnPostgreSQL:
             assert shop.readable_places() == places_of("acme", 2)
 
     @pytest.mark.slow
+    def test_a_role_is_checked_under_the_older_names(self, engine, postgres_url, tmp_path):
+        role = f"reader_{make_url(postgres_url).database}"
+        url = make_url(postgres_url).set(username=role).render_as_string(hide_password=False)
+        write_settings_file(tmp_path / "eventseal.toml", {"kms_key": "local://dev.key", "store_url": url})
+        older_stores.restore_key_file()
+        with engine.begin() as connection:
+            connection.execute(text(f'CREATE ROLE "{role}" LOGIN'))
+        try:
+            said = [finding.remedy for finding in diagnose(role=Role.READER)]
+        finally:
+            with engine.begin() as connection:
+                connection.execute(text(f'DROP ROLE "{role}"'))
+        assert f"GRANT SELECT ON encryption_keys TO {role};" in said
+
     def test_a_long_transaction_stops_it_before_anything_is_renamed(self, engine, postgres_url):
         with SealedShop(postgres_url, FakeKms()) as shop:
             before = self.catalogue(engine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -339,6 +340,95 @@ def test_each_thread_has_a_transaction_of_its_own(datastore, app, store):
     assert stored(datastore, IntegerSequencedItemRecord, Outbox) == [20, 10]
 
 
+# --- a transaction that is ended inside its block ---
+
+
+ENDS = {
+    "commit": lambda datastore, session: session.commit(),
+    "rollback": lambda datastore, session: session.rollback(),
+    "close": lambda datastore, session: session.close(),
+    "remove": lambda datastore, session: datastore.session.remove(),
+}
+
+
+@contextmanager
+def block(store, datastore, *, joins):
+    """A block, and a commit after it if the session is the caller's."""
+    if not joins:
+        with store.transaction() as session:
+            yield session
+        return
+    with Session(datastore.engine) as session:
+        with store.transaction(session):
+            yield session
+        session.commit()
+
+
+@pytest.mark.parametrize("joins", [False, True])
+@pytest.mark.parametrize("end", ENDS)
+def test_no_append_follows_the_end_of_the_transaction(datastore, app, store, end, joins):
+    app.keyring.prepare(["application"])
+    stream = uuid4()
+    with (
+        pytest.raises(ConfigurationError, match="was ended inside"),
+        block(store, datastore, joins=joins) as session,
+    ):
+        store.append(happened(stream, 0))
+        ENDS[end](datastore, session)
+        with pytest.raises(ConfigurationError, match="was ended inside"):
+            store.append(happened(stream, 1))
+    datastore.session.remove()
+    assert stored(datastore, IntegerSequencedItemRecord) == [1 if end == "commit" else 0]
+    store.append(happened(uuid4(), 0))  # the next append is not in a block
+
+
+@pytest.mark.parametrize("joins", [False, True])
+@pytest.mark.parametrize("end", ["rollback", "close", "remove"])
+def test_events_that_the_block_has_lost_are_an_error_at_its_end(datastore, app, store, end, joins):
+    app.keyring.prepare(["application"])
+    with (
+        pytest.raises(ConfigurationError, match="was ended inside"),
+        block(store, datastore, joins=joins) as session,
+    ):
+        store.append(happened(uuid4(), 0))
+        ENDS[end](datastore, session)
+    datastore.session.remove()
+    assert stored(datastore, IntegerSequencedItemRecord) == [0]
+
+
+def test_a_block_without_events_may_end_its_transaction(datastore, store):
+    with store.transaction() as session:
+        session.add(Outbox(message="paid"))
+        session.commit()
+    with store.transaction() as session:
+        session.add(Outbox(message="sent"))
+        session.rollback()
+    assert stored(datastore, Outbox) == [1]
+
+
+def test_another_task_does_not_append_to_the_block(datastore, app, store):
+    app.keyring.prepare(["application"])
+
+    async def waits(begun, ended):
+        with pytest.raises(ValueError, match="taken back"), store.transaction():
+            store.append(happened(uuid4(), 0))
+            begun.set()
+            await ended.wait()
+            raise ValueError("taken back")
+
+    async def both():
+        begun, ended = asyncio.Event(), asyncio.Event()
+        first = asyncio.create_task(waits(begun, ended))
+        await begun.wait()
+        with pytest.raises(ConfigurationError, match="another task"):
+            store.append(happened(uuid4(), 0))
+        ended.set()
+        await first
+
+    asyncio.run(both())
+    assert stored(datastore, IntegerSequencedItemRecord) == [0]
+
+
 # --- a session of the caller ---
 
 
@@ -352,11 +442,12 @@ def test_the_callers_session_is_committed_by_the_caller(datastore, app, store, b
         session.flush()
         with store.transaction(session) as same:
             assert same is session
+            session.info["of the block"] = 1
             store.append(happened(stream, 0))
             publish(Logged(originator_id=uuid4()))
             assert len(store.get_domain_events(stream)) == 1
         assert stored(datastore, *RECORDS, Outbox) == [0, 0, 0, 0]
-        assert session.info == {}
+        assert session.info == {"of the block": 1}
         session.commit()
         connection.commit()
     assert stored(datastore, *RECORDS, Outbox) == [1, 1, 0, 1]
@@ -391,9 +482,8 @@ def test_a_session_of_another_database_is_refused(tmp_path, datastore, store):
     other.dispose()
 
 
-@pytest.mark.postgres
-def test_a_session_without_transactions_is_refused(postgres_url, kms):
-    datastore = in_database(postgres_url)
+def test_a_session_without_transactions_is_refused(store_url, kms):
+    datastore = in_database(store_url)
     datastore.setup_tables()
     engine = create_engine(datastore.engine.url, isolation_level="AUTOCOMMIT")
     refused = pytest.raises(ConfigurationError, match="commits each statement")

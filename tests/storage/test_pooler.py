@@ -37,6 +37,7 @@ SELECT 'setting', name || '=' || setting FROM pg_settings WHERE source = 'sessio
 UNION ALL SELECT 'statement', name FROM pg_prepared_statements
 UNION ALL SELECT 'cursor', name FROM pg_cursors WHERE is_holdable
 UNION ALL SELECT 'lock', objid::text FROM pg_locks WHERE locktype = 'advisory'
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 UNION ALL SELECT 'channel', channel FROM pg_listening_channels() AS channel
 UNION ALL SELECT 'table', relname FROM pg_class WHERE relpersistence = 't'
 UNION ALL SELECT 'read only', current_setting('transaction_read_only') ORDER BY 1, 2

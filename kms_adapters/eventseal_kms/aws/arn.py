@@ -76,6 +76,17 @@ class KeyArn:
         """The key as EventSeal stores it: ``aws-kms://<ARN>``."""
         return f"{SCHEME}{self}"
 
+    def in_policy(self) -> tuple[str, dict[str, dict[str, str]]]:
+        """
+        Return the resource and conditions that name the key in policies.
+
+        A policy accepts no alias as a resource. So an alias becomes a condition on all keys of its account.
+        """
+        if not self.is_alias:
+            return str(self), {}
+        every = f"arn:{self.partition}:kms:{self.region}:{self.account}:key/*"
+        return every, {"ForAnyValue:StringEquals": {"kms:ResourceAliases": self.resource}}
+
     @property
     def is_alias(self) -> bool:
         """Whether this names an alias, which can move to another key."""

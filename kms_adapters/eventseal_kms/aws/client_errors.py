@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from eventseal.errors import (
     ConfigurationError,
@@ -18,7 +19,6 @@ from eventseal.errors import (
     KmsUnavailableError,
 )
 from eventseal_kms.aws.clients import Step
-from eventseal_kms.aws.scrubbing import host_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -259,7 +259,7 @@ def detail_of(caught: Exception) -> str:
     """Return the file or the host that an exception is about."""
     told = getattr(caught, "kwargs", {})
     if "endpoint_url" in told:
-        return host_of(str(told["endpoint_url"]))
+        return str(urlsplit(str(told["endpoint_url"])).netloc.rpartition("@")[2])  # the rest may be secret
     return str(getattr(caught, "filename", None) or told.get("path") or "")
 
 

@@ -38,11 +38,9 @@ def denial_remedy(
         context: The encryption context of the call, if any.
     """
     actions = _denied_actions(operation, text)
-    resources = [str(key)] if source is None or source == key else [str(source), str(key)]
-    limit = _limit_remedy(text, allow=f"{' and '.join(actions)} on {' and '.join(resources)}")
-    return (
-        limit or f"Add to the caller's policy, or to the key's: {_statement_for(actions, resources, context)}"
-    )
+    keys = [key] if source is None or source == key else [source, key]
+    limit = _limit_remedy(text, allow=f"{' and '.join(actions)} on {' and '.join(map(str, keys))}")
+    return limit or f"Add to the caller's policy, or to the key's: {_statement_for(actions, keys, context)}"
 
 
 def credentials_remedy(operation: str, text: str) -> str:
@@ -91,16 +89,19 @@ def _denied_actions(operation: str, text: str) -> tuple[str, ...]:
     return tuple(action for action in both if action in text) or both
 
 
-def _statement_for(
-    actions: Sequence[str], resources: Sequence[str], context: Mapping[str, str] | None
-) -> str:
+def _statement_for(actions: Sequence[str], keys: Sequence[KeyArn], context: Mapping[str, str] | None) -> str:
     """
-    Return the statement that grants *actions* on *resources*, as one-line JSON.
+    Return the statement that grants *actions* on *keys*, as one-line JSON.
 
-    A policy accepts no alias as a resource. The application in *context* becomes the condition.
+    The application in *context* becomes the condition.
     """
-    statement: dict[str, object] = {"Effect": "Allow", "Action": list(actions), "Resource": list(resources)}
+    conditions: dict[str, dict[str, str]] = {}
     if context is not None:
-        application = context[_APPLICATION]
-        statement["Condition"] = {"StringEquals": {f"kms:EncryptionContext:{_APPLICATION}": application}}
-    return json.dumps(statement)
+        conditions["StringEquals"] = {f"kms:EncryptionContext:{_APPLICATION}": context[_APPLICATION]}
+    resources = []
+    for key in keys:
+        resource, by_alias = key.in_policy()
+        resources.append(resource)
+        conditions |= by_alias
+    statement = {"Effect": "Allow", "Action": list(actions), "Resource": resources}
+    return json.dumps({**statement, "Condition": conditions} if conditions else statement)

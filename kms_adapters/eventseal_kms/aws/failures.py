@@ -25,7 +25,7 @@ from eventseal_kms.aws.client_errors import CREDENTIALS, MALFORMED, Meaning, det
 from eventseal_kms.aws.client_settings import ClientSettings
 from eventseal_kms.aws.clients import Step
 from eventseal_kms.aws.denials import credentials_remedy, denial_remedy
-from eventseal_kms.aws.scrubbing import scrubbed
+from eventseal_kms.scrubbing import scrubbed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

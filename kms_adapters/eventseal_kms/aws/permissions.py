@@ -125,10 +125,8 @@ def _actions(by_use: Mapping[KmsUse, tuple[str, ...]], uses: Collection[KmsUse])
 def _statement(
     sid: str, key: KeyArn, actions: Sequence[str], condition: Mapping[str, object]
 ) -> dict[str, object]:
-    resource, conditions = str(key), dict(condition)
-    if key.is_alias:  # a policy cannot name an alias as its resource
-        resource = f"arn:{key.partition}:kms:{key.region}:{key.account}:key/*"
-        conditions["ForAnyValue:StringEquals"] = {"kms:ResourceAliases": key.resource}
+    resource, by_alias = key.in_policy()
+    conditions = {**condition, **by_alias}
     statement: dict[str, object] = {
         "Sid": sid,
         "Effect": "Allow",

@@ -19,8 +19,8 @@ from eventseal.errors import (
     KmsKeyStateError,
     KmsUnavailableError,
 )
+from eventseal_kms.scrubbing import scrubbed
 from eventseal_kms.vault.calls import Answer, Kind, NoAnswer
-from eventseal_kms.vault.scrubbing import scrubbed
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
@@ -361,12 +361,14 @@ def is_too_complex(outcome: Answer) -> bool:
 
 
 def _said(outcome: Answer) -> str:
-    return scrubbed(" ".join("; ".join(outcome.messages).split()))[:_SAID_LIMIT]
+    return scrubbed(" ".join("; ".join(outcome.messages).split()), hides_uuids=True)[:_SAID_LIMIT]
 
 
 def _unreachable(outcome: NoAnswer, path: str, key: TransitKey) -> EventSealError:
     error, text, remedy = _UNANSWERED[outcome.kind]
-    return error(f"{path}: {text} ({scrubbed(outcome.detail)})", remedy=remedy, kek_uri=key.uri)
+    return error(
+        f"{path}: {text} ({scrubbed(outcome.detail, hides_uuids=True)})", remedy=remedy, kek_uri=key.uri
+    )
 
 
 def policy_line(path: str, capability: str) -> str:

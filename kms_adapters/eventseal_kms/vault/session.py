@@ -15,6 +15,7 @@ from requests.adapters import HTTPAdapter
 from requests.cookies import RequestsCookieJar
 
 from eventseal.errors import EventSealError, KmsUnavailableError
+from eventseal_kms.scrubbing import scrubbed
 from eventseal_kms.vault.calls import Answer, NoAnswer, exchange, unanswered
 from eventseal_kms.vault.failures import (
     denied,
@@ -25,7 +26,6 @@ from eventseal_kms.vault.failures import (
     mismatch,
     token_ended,
 )
-from eventseal_kms.vault.scrubbing import scrubbed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -363,8 +363,10 @@ def _scrubbed(outcome: Answer | NoAnswer, process: _Process, login: Login | None
     secrets = [getattr(login, name, None) or "" for name in ("token", "role_id", "secret_id")]
     secrets.append(str(process.client.token or ""))
     if isinstance(outcome, NoAnswer):
-        return replace(outcome, detail=scrubbed(outcome.detail, secrets))
-    return replace(outcome, messages=tuple(scrubbed(message, secrets) for message in outcome.messages))
+        return replace(outcome, detail=scrubbed(outcome.detail, secrets, hides_uuids=True))
+    return replace(
+        outcome, messages=tuple(scrubbed(message, secrets, hides_uuids=True) for message in outcome.messages)
+    )
 
 
 def _without_frames(error: EventSealError) -> EventSealError:

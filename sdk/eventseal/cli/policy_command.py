@@ -12,7 +12,7 @@ from eventseal.cli.shared_options import Options, with_options
 from eventseal.configuration.assembly import Stores
 from eventseal.configuration.roles import Role, kek_uses, quoted, store_policies
 from eventseal.kms import SupportsPolicy
-from eventseal.kms.key_uris import adapter_class
+from eventseal.kms.key_uris import adapter_class, without_query
 
 if TYPE_CHECKING:
     from eventseal.configuration import Settings
@@ -77,14 +77,14 @@ def _as_json(
         "verb": "policy",
         "application": settings.application,
         "role": role.value,
-        "kms": [{"kms_key": uri, "policy": text} for uri, text in kms],
+        "kms": [{"kms_key": without_query(uri), "policy": text} for uri, text in kms],
         "databases": [{"holds": holds, "statements": lines} for holds, lines in statements.items()],
     }
 
 
 def _print(kms: list[tuple[str, str]], stored: list[StorePolicy], to: str) -> None:
     for uri, text in kms:
-        typer.echo(f"# KMS key {printable(uri)}")
+        typer.echo(f"# KMS key {printable(without_query(uri))}")
         typer.echo("\n".join([verbatim(line) for line in text.splitlines()]) + "\n")
     if any(each.is_on_server for each in stored):
         typer.echo(f"-- Once for each database server: CREATE ROLE {verbatim(quoted(to))}\n")

@@ -95,6 +95,6 @@ class _Part(NamedTuple):
         for table in self.theirs:
             statements += missing_fence_triggers(connection, table)
         for table in (*self.sealed, *self.theirs):
-            word = "" if table.table in created else concurrently_word(connection, table)
+            word = "" if table.table in created else concurrently_word(connection, table.name, table.schema)
             statements += missing_key_id_indexes(connection, table, word)
         return statements

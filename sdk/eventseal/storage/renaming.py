@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from eventseal.storage.database.layout import OLDER_NAMES, PREFIX, quoted_name, unchanged_names
-from eventseal.storage.database.table_setup import ADDED, columns_of, has_table, one_setup_at_a_time
+from eventseal.storage.database.table_setup import ADDED, columns_of, fits, has_table, one_setup_at_a_time
 from eventseal.storage.database.transactions import reads, writes
 from eventseal.storage.items.fences import FENCE_PREFIX, PATIENCE
 from eventseal.storage.keys.tables import key_fences
@@ -98,9 +98,11 @@ def _is_older(connection: Connection, table: Table) -> bool:
     name = _older_name(table)
     if name not in OLDER_NAMES or not has_table(connection, name):
         return False
-    found = columns_of(connection, name).keys()
+    found = columns_of(connection, name)
     first = {column.name for column in table.columns if column.info != ADDED}
-    return first <= found <= {column.name for column in table.columns}
+    return first <= found.keys() <= set(table.columns.keys()) and all(
+        fits(connection, table.columns[column].type, kind) for column, kind in found.items()
+    )
 
 
 def _on_postgresql(connection: Connection, older: list[Table]) -> Iterator[str]:

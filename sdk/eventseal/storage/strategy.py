@@ -15,7 +15,11 @@ from eventseal.storage.database.faults import is_transient, translated
 from eventseal.storage.database.layout import follow_layout_of
 from eventseal.storage.datastore import DATASTORE
 from eventseal.storage.items.appends import ItemAppends
-from eventseal.storage.items.caller_transactions import joined_transaction, own_transaction
+from eventseal.storage.items.caller_transactions import (
+    current_transaction,
+    joined_transaction,
+    own_transaction,
+)
 from eventseal.storage.items.columns import comes_after, item_columns
 from eventseal.storage.items.places import TablePlace
 from eventseal.storage.items.registry import entry_of, read_visible_registry
@@ -110,7 +114,7 @@ class SQLAlchemyActiveRecordStrategy:
                 commits the strategy's own session.
         """
         if session is None:
-            with own_transaction(self._current_session()) as own:
+            with own_transaction(self.session) as own:
                 yield own
             return
         theirs = session() if isinstance(session, scoped_session) else session
@@ -136,7 +140,7 @@ class SQLAlchemyActiveRecordStrategy:
                 ``MissingTableError`` are more specific.
         """
         batch = [items] if isinstance(items, self.sequenced_item_class) else list(items)
-        self._appends.append(self._current_session(), batch)
+        self._appends.append(self._current_session(), batch, current_transaction(self.session))
 
     def get_item(self, sequence_id: Any, eq: Any) -> Any:
         """

@@ -80,7 +80,8 @@ def test_an_alias_is_resolved_first_and_needs_its_own_permission(kms):
     only = adapter.check()
     assert [(check.action, check.granted) for check in only] == [("kms:DescribeKey", False)]
     assert '"kms:DescribeKey"' in only[0].detail
-    assert '"Condition"' not in only[0].detail  # DescribeKey has no encryption context
+    assert "kms:EncryptionContext" not in only[0].detail  # DescribeKey has no encryption context
+    assert "kms:ResourceAliases" in only[0].detail
     kms.attach_policy(ROLE, policy("kms:*"))
     assert [check.action for check in adapter.check()] == [DESCRIBE, *WITH_CONTEXT]
 

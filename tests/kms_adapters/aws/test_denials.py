@@ -1,11 +1,13 @@
 """Which policy denied a call, and what helps then; and what a quoted text of AWS may not show."""
 
 import base64
+import json
 
 import pytest
 from botocore.exceptions import ClientError
 
 from eventseal_kms.aws.arn import KeyArn
+from eventseal_kms.aws.denials import denial_remedy
 from eventseal_kms.aws.failures import Attempt, failure_of
 
 KEY = KeyArn.parse("arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab")
@@ -79,6 +81,13 @@ def test_a_text_of_aws_is_quoted_without_secrets(monkeypatch, code, planted):
     error = error_of(code, f"got '{planted}' for {KEY}", secrets=["a-grant-token"])
     assert planted not in f"{error} {error.remedy}"
     assert code in str(error)
+
+
+def test_a_statement_names_no_alias_as_its_resource():
+    alias = KeyArn.parse("arn:aws:kms:eu-west-1:111122223333:alias/shop")
+    statement = json.loads(denial_remedy("DescribeKey", "", key=alias).partition(": ")[2])
+    assert statement["Resource"] == ["arn:aws:kms:eu-west-1:111122223333:key/*"]
+    assert statement["Condition"]["ForAnyValue:StringEquals"] == {"kms:ResourceAliases": "alias/shop"}
 
 
 def test_arns_are_quoted_whole():

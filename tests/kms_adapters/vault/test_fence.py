@@ -21,6 +21,7 @@ from eventseal.errors import (
     KmsUnavailableError,
 )
 from eventseal.kms import WrappedKey
+from eventseal_kms.scrubbing import scrubbed
 from eventseal_kms.vault import (
     AppRole,
     Kubernetes,
@@ -30,7 +31,6 @@ from eventseal_kms.vault import (
     VaultSettings,
     VaultTransitAdapter,
 )
-from eventseal_kms.vault.scrubbing import scrubbed
 
 KEY = bytes(range(200, 232))
 TOKEN = "token-that-nobody-may-read"

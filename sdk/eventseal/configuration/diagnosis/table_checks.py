@@ -6,7 +6,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Index, UniqueConstraint, inspect, select, text
-from sqlalchemy.schema import CreateIndex
 
 from eventseal.configuration.diagnosis.findings import FENCES, TABLES, Severity
 from eventseal.configuration.diagnosis.registry_checks import reachable_tables
@@ -35,6 +34,7 @@ from eventseal.storage.database.table_setup import (
 )
 from eventseal.storage.database.transactions import read, reads
 from eventseal.storage.items.fences import CLOSED, fence_states, missing_fence_triggers
+from eventseal.storage.items.key_id_indexes import concurrently_word
 from eventseal.storage.items.table_queries import described
 from eventseal.storage.keys.tables import key_fences
 from eventseal.wording import counted
@@ -159,15 +159,17 @@ def _missing_indexes(connection: Connection, table: Table) -> Iterator[Finding]:
         if not any(found[: len(names)] == names for found in there):
             yield TABLES.warning(
                 f"table {table.fullname} has no index on {', '.join(names)}: rotation reads the whole table",
-                _create_index(connection, index),
+                _create_index(connection, table, index),
             )
 
 
-def _create_index(connection: Connection, index: Index) -> str:
-    statement = str(CreateIndex(index).compile(dialect=connection.dialect))
-    if connection.dialect.name == "postgresql":  # does not block the application's writes
-        statement = statement.replace("INDEX", "INDEX CONCURRENTLY", 1)
-    return f"{' '.join(statement.split())};"
+def _create_index(connection: Connection, table: Table, index: Index) -> str:
+    quote = connection.dialect.identifier_preparer.quote
+    # A partitioned table takes no index concurrently. For others, it does not block the application's writes.
+    word = concurrently_word(connection, table.name, table.schema)
+    columns = ", ".join(quote(column.name) for column in index.columns)
+    on = quoted_name(connection, table.name, table.schema)
+    return f"CREATE INDEX {word}{quote(str(index.name))} ON {on} ({columns});"
 
 
 def _missing_rights(connection: Connection, table: Table) -> Iterator[Finding]:
@@ -217,7 +219,8 @@ def check_rights(stores: Stores, role: Role) -> Iterator[Finding]:
 def _denied(connection: Connection, grants: Sequence[Grant]) -> list[tuple[Grant, str]]:
     """Return the privileges that the user lacks, with the user. A missing table lacks none."""
     denied: list[tuple[Grant, str]] = []
-    for grant in grants:
+    for needed in grants:
+        grant = needed._replace(name=own_name(connection, needed.name))
         rights = ", ".join(
             f"has_{grant.kind.lower()}_privilege({_OBJECT[grant.kind]}(:name)::oid, '{right}')"
             for right in grant.privileges

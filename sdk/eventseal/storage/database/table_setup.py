@@ -243,21 +243,27 @@ def compare_tables(connection: Connection, tables: Iterable[Table]) -> Compariso
             remedy=f"Create it: CREATE SCHEMA {quoted}",
         )
     there: dict[Any, Any] = {}
+    views: set[Any] = set()
     for schema, named in groupby(tables := list(tables), key=lambda table: table.schema):
         names = [own_name(connection, table.name) for table in named]
         found = schema_of(connection, schema)
         there |= inspector.get_multi_columns(found, filter_names=names, kind=ObjectKind.ANY)
+        views |= inspector.get_multi_columns(found, filter_names=names, kind=ObjectKind.ANY_VIEW).keys()
     compared = Comparison([], [])
     for table in tables:
         place = schema_of(connection, table.schema), own_name(connection, table.name)
         if place not in there:
             compared.missing.append(table)
             continue
+        if place in views:
+            raise ConfigurationError(
+                f"{table} is a view, and not a table. Nothing was changed", remedy=_ANOTHER_PROGRAM
+            )
         types = {column["name"]: column["type"] for column in there[place]}
         for column in table.columns:
             if column.name not in types:
                 compared.additions.append(_addition(connection, table, column))
-            elif not _fits(connection, column.type, types[column.name]):
+            elif not fits(connection, column.type, types[column.name]):
                 raise _of_another_kind(table, column, types[column.name])
     return compared
 
@@ -395,7 +401,7 @@ def _of_another_kind(table: Table, column: Column[Any], found: TypeEngine[Any]) 
     )
 
 
-def _fits(connection: Connection, wanted: TypeEngine[Any], found: TypeEngine[Any]) -> bool:
+def fits(connection: Connection, wanted: TypeEngine[Any], found: TypeEngine[Any]) -> bool:
     """Return whether a column's type is of the kind that is needed. Unknown kinds fit."""
     while isinstance(wanted, TypeDecorator):
         wanted = wanted.load_dialect_impl(connection.dialect)

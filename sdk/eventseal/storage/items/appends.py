@@ -38,7 +38,6 @@ from eventseal.storage.database.layout import quoted_name
 from eventseal.storage.database.rows import insert_unless_there
 from eventseal.storage.database.table_setup import KEY_ID
 from eventseal.storage.database.transactions import ATTEMPTS, begin_writing, pause, write
-from eventseal.storage.items.caller_transactions import TRANSACTION
 from eventseal.storage.items.fences import CLOSED, fence_states, open_fences, unreadable_fences
 from eventseal.storage.items.inserts import ItemInserts
 from eventseal.suites.envelope import parse_envelope
@@ -83,9 +82,12 @@ class ItemAppends:
         self._row_of = attrgetter(*(name for name in columns.fields if name != KEY_ID))
         self._fenced: set[UUID] = set()
 
-    def append(self, session: Session, items: Sequence[Any]) -> None:
-        """Write *items* and commit the session, or roll all of it back. See the strategy's ``append``."""
-        transaction = session.info.get(TRANSACTION)
+    def append(self, session: Session, items: Sequence[Any], transaction: CallerTransaction | None) -> None:
+        """
+        Write *items* and commit the session, or roll all of it back. See the strategy's ``append``.
+
+        In the caller's transaction, do not commit.
+        """
         if transaction is not None:
             self._append_to(transaction, session, items)
             return
@@ -109,7 +111,7 @@ class ItemAppends:
 
     def _append_to(self, transaction: CallerTransaction, session: Session, items: Sequence[Any]) -> None:
         """Write *items* in a savepoint, without a commit. After a conflict, only the savepoint is undone."""
-        transaction.refuse_rolled_back()
+        transaction.check_append()
         batch = self._rows_by_key(items)
         try:
             self._write(session, batch, owned=False)

@@ -6,8 +6,11 @@ Either the end of a block commits them, or the caller does (docs/decisions/0037)
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from threading import local
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session
@@ -22,8 +25,10 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
 
-TRANSACTION = "eventseal.transaction"
-"""The key of the caller's transaction in a session's ``info``."""
+Sessions: TypeAlias = "Session | scoped_session[Session]"
+
+_in_thread = local()
+"""The open blocks of each thread. A session does not name its block, because it may be replaced inside."""
 
 RUN_AGAIN = "Run the whole transaction again, and decide with the data that it reads then."
 
@@ -33,14 +38,22 @@ class CallerTransaction:
     A transaction to which appends add their items without a commit.
 
     Args:
-        session: The session that has the transaction.
+        own: The session of the strategies.
+        session: The session that has the transaction, which has begun.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, own: Sessions, session: Session) -> None:
+        self._own = own
         self._session = session
+        self._begun = session.get_transaction()
+        self._task = _current_task()
         self._commit: Callable[[], None] | None = None
         self._connection: Connection | None = None
         self._is_rolled_back = False
+
+    def belongs_to(self, *sessions: Sessions) -> bool:
+        """Return whether this is the transaction of one of the sessions."""
+        return self._own in sessions or self._session in sessions
 
     def note_append(self, connection: Connection, commit: Callable[[], None]) -> None:
         """
@@ -60,17 +73,45 @@ class CallerTransaction:
         self._is_rolled_back = True
         self._session.rollback()
 
-    def refuse_rolled_back(self) -> None:
-        """Raise an error if an earlier append has rolled everything back."""
-        if self._is_rolled_back:
-            raise StoreUnavailableError(
-                "nothing was stored: an earlier error has rolled back the whole transaction", remedy=RUN_AGAIN
+    def check_append(self) -> None:
+        """
+        Check that an append may add its items.
+
+        Raises:
+            ConfigurationError: The caller has ended the transaction, or another task of the thread began it.
+            StoreUnavailableError: An earlier append has rolled everything back.
+        """
+        if _current_task() is not self._task:
+            raise ConfigurationError(
+                "another task of this thread is in a transaction() block",
+                remedy="Use no `await` and no `yield` inside the block.",
             )
+        self._refuse_rolled_back()
+        if self._is_ended():
+            raise _ended()
+
+    def check_end(self) -> None:
+        """
+        Check at the end that the transaction still has the items.
+
+        Raises:
+            ConfigurationError: The caller has ended the transaction.
+            StoreUnavailableError: An earlier append has rolled everything back.
+        """
+        self._refuse_rolled_back()
+        if self._connection is not None and self._is_ended():
+            raise _ended()
 
     def commit(self) -> None:
-        """Commit, or raise an error if the transaction was not stored."""
-        self.refuse_rolled_back()
-        if not self._session.in_transaction():  # the caller has ended it
+        """
+        Commit.
+
+        Raises:
+            ConfigurationError: The caller has ended the transaction, with items in it.
+            StoreError: The transaction was not stored.
+        """
+        self.check_end()
+        if self._is_ended():
             return
         self._session.flush()
         if self._connection is not None:
@@ -78,16 +119,34 @@ class CallerTransaction:
         with translated("committing the transaction, all of which was rolled back,"):
             (self._commit or self._session.commit)()
 
+    def _refuse_rolled_back(self) -> None:
+        if self._is_rolled_back:
+            raise StoreUnavailableError(
+                "nothing was stored: an earlier error has rolled back the whole transaction", remedy=RUN_AGAIN
+            )
+
+    def _is_ended(self) -> bool:
+        return self._session.get_transaction() is not self._begun
+
+
+def current_transaction(own: Sessions) -> CallerTransaction | None:
+    """Return the transaction of this thread's block on a session, if any."""
+    for transaction in _open_blocks():
+        if transaction.belongs_to(own):
+            return transaction
+    return None
+
 
 @contextmanager
-def own_transaction(session: Session) -> Iterator[Session]:
+def own_transaction(own: Sessions) -> Iterator[Session]:
     """
-    Run a block in a new transaction of *session*, and commit it.
+    Run a block in a new transaction, and commit it.
 
     Raises:
         ConfigurationError: The session has a transaction already.
     """
-    _refuse_nested(session)
+    session = _session_of(own)
+    _refuse_nested(own, session)
     if session.in_transaction():
         raise ConfigurationError(
             "the session of this thread has an open transaction, which this block would commit",
@@ -95,18 +154,14 @@ def own_transaction(session: Session) -> Iterator[Session]:
             "`with store.transaction(session)`. You then commit it yourself.",
         )
     with session.begin():
-        transaction = session.info[TRANSACTION] = CallerTransaction(session)
-        try:
+        transaction = CallerTransaction(own, session)
+        with _open(transaction):
             yield session
             transaction.commit()
-        finally:
-            del session.info[TRANSACTION]
 
 
 @contextmanager
-def joined_transaction(
-    own: Session | scoped_session[Session], session: Session, record_class: type[Any]
-) -> Iterator[Session]:
+def joined_transaction(own: Sessions, session: Session, record_class: type[Any]) -> Iterator[Session]:
     """
     Let a block use the caller's session. The caller commits it, or rolls it back.
 
@@ -120,45 +175,88 @@ def joined_transaction(
         ConfigurationError: The session has another database, does not use transactions, or is in such a block
             already. Or *own* is another session that is not scoped, or has an open transaction.
     """
-    _refuse_nested(session)
-    usual = own() if isinstance(own, scoped_session) else own
-    _refuse_nested(usual)
+    usual = _session_of(own)
+    _refuse_nested(own, usual, session)
     if session is not usual:
         _refuse_other(own, usual, session, record_class)
     connection = session.connection(bind_arguments={"mapper": record_class})
-    if getattr(connection.connection.dbapi_connection, "autocommit", None) is True:
+    if _commits_each_statement(connection.connection.dbapi_connection):
         # Without a transaction, no fence would be held until the items are stored.
         raise ConfigurationError(
             "the session commits each statement, so events and rows would not be stored together",
             remedy="Remove isolation_level='AUTOCOMMIT' from the session's engine or connection.",
         )
-    transaction = CallerTransaction(session)
-    added = {**usual.info, TRANSACTION: transaction}
-    before = dict(session.info)
-    session.info.update(added)
+    transaction = CallerTransaction(own, session)
+    before = {key: session.info.get(key) for key in usual.info}
+    session.info.update(usual.info)
     if isinstance(own, scoped_session):
         own.registry.set(session)
     try:
-        yield session
-        transaction.refuse_rolled_back()
+        with _open(transaction):
+            yield session
+            transaction.check_end()
     finally:
         if isinstance(own, scoped_session):
             own.registry.set(usual)
-        session.info.clear()
-        session.info.update(before)
+        for key, value in before.items():
+            if value is None:
+                session.info.pop(key, None)
+            else:
+                session.info[key] = value
 
 
-def _refuse_nested(session: Session) -> None:
-    if TRANSACTION in session.info:
+@contextmanager
+def _open(transaction: CallerTransaction) -> Iterator[None]:
+    blocks = _open_blocks()
+    blocks.append(transaction)
+    try:
+        yield
+    finally:
+        blocks.remove(transaction)
+
+
+def _open_blocks() -> list[CallerTransaction]:
+    if not hasattr(_in_thread, "blocks"):
+        _in_thread.blocks = []
+    blocks: list[CallerTransaction] = _in_thread.blocks
+    return blocks
+
+
+def _current_task() -> object:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop runs in this thread
+        return None
+
+
+def _session_of(own: Sessions) -> Session:
+    return own() if isinstance(own, scoped_session) else own
+
+
+def _commits_each_statement(driver: Any) -> bool:
+    if isinstance(driver, sqlite3.Connection) and driver.isolation_level is None:
+        return not driver.in_transaction  # a program may begin its transactions itself
+    return getattr(driver, "autocommit", None) is True
+
+
+def _ended() -> ConfigurationError:
+    return ConfigurationError(
+        "the transaction of the block was ended inside it. If it was committed, the rows before that are "
+        "stored. Otherwise nothing is stored",
+        remedy="Call no commit(), rollback(), close() or remove() inside the block. To undo a part, use a "
+        "block `with session.begin_nested()`.",
+    )
+
+
+def _refuse_nested(*sessions: Sessions) -> None:
+    if any(transaction.belongs_to(*sessions) for transaction in _open_blocks()):
         raise ConfigurationError(
             "this thread is in a transaction() block already, and blocks cannot be nested",
             remedy="Use one block. All event stores of the datastore write to its transaction.",
         )
 
 
-def _refuse_other(
-    own: Session | scoped_session[Session], usual: Session, session: Session, record_class: type[Any]
-) -> None:
+def _refuse_other(own: Sessions, usual: Session, session: Session, record_class: type[Any]) -> None:
     if not isinstance(own, scoped_session):
         raise ConfigurationError(
             "the strategy has its own session, and cannot use another one",

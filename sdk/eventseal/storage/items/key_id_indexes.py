@@ -169,19 +169,19 @@ def _make_in_file(connection: Connection, table: SealedTable, *, keeps: bool) ->
 
 def _make_on_server(connection: Connection, table: SealedTable, *, keeps: bool) -> bool:
     quoted = quoted_name(connection, table.name, table.schema)
-    concurrently = concurrently_word(connection, table)
+    concurrently = concurrently_word(connection, table.name, table.schema)
     made = create_key_id_indexes(connection, table, concurrently)
     if made:  # before that, the planner has no statistics about the expression
         connection.exec_driver_sql(f"ANALYZE {quoted}")
     return _drop(connection, table, _obsolete(connection, table, keeps=keeps), concurrently) or made
 
 
-def concurrently_word(connection: Connection, table: SealedTable) -> str:
+def concurrently_word(connection: Connection, name: str, schema: str | None) -> str:
     """Return the SQL word that lets others write meanwhile, or nothing."""
     if connection.dialect.name == "sqlite":
         return ""
     # PostgreSQL cannot create or drop the index of a partitioned table concurrently.
-    named = quoted_name(connection, table.name, table.schema)
+    named = quoted_name(connection, name, schema)
     return "" if connection.execute(_IS_PARTITIONED, {"table": named}).scalar() else "CONCURRENTLY "
 
 
